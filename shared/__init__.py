@@ -1,0 +1,1 @@
+"""What router, server, worker and CLI agree on: names, contracts and the two write protocols."""

@@ -1,0 +1,119 @@
+"""The chunk write protocol: from one audio object version to one transcript, whatever else happens meanwhile.
+
+It carries "nothing lost" and "never an older transcript over a newer one" between actors that crash, race and
+repeat, with S3's conditional writes as the only lock. The steps, and why none may be left out:
+
+1. Read the output. Done for this input already: stop.
+2. Look at the audio. Gone: a recorded failure. Another ETag: superseded, its own event will come.
+3. Get it only if it is still that version; transcribe; then do 1 and 2 again, since both may have changed.
+4. Write only if the output is still what step 1 saw. Lost, or the answer was: back to 1, S3 says what happened.
+
+The caller then completes the session (`shared.combine`) and only after that forgets the job.
+"""
+
+import tempfile
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from shared.errors import Contended, SourceMissing, StoreUnavailable
+from shared.jobs import Job
+from shared.keys import parse_audio_key
+from shared.outcomes import (
+    JSON,
+    ROUNDS,
+    duplicate_chunk,
+    read_failure,
+    read_outcome,
+    record_failure,
+)
+from shared.store import Changed, ObjectInfo, PreconditionFailed, Store
+from shared.transcript import Transcript
+
+Transcribe = Callable[[Path], Transcript]
+
+
+class Written(StrEnum):
+    """How a job ended."""
+
+    WRITTEN = "written"
+    ALREADY_DONE = "already_done"
+    ALREADY_FAILED = "already_failed"
+    SUPERSEDED = "superseded"
+    DUPLICATE = "duplicate"
+
+
+def write_chunk(
+    store: Store,
+    job: Job,
+    transcribe: Transcribe,
+    *,
+    workspace: Path,
+    retry_failed: bool = False,
+) -> Written:
+    """Run the protocol for one job.
+
+    Args:
+        transcribe: from the audio file to its transcript; the only slow part, called at most once.
+        workspace: a folder for the audio, which is removed again.
+        retry_failed: transcribe although this input's failure is on record.
+
+    Raises:
+        PermanentError: the input is at fault (SourceMissing, or whatever `transcribe` raised). Not yet recorded.
+        TransientError: S3 would not answer, or kept changing (Contended).
+    """
+    parse_audio_key(job.key)
+    if not retry_failed and read_failure(store, job):
+        return Written.ALREADY_FAILED
+    produced: Transcript | None = None
+    lost: Exception | None = None
+    for _ in range(ROUNDS):
+        current = read_outcome(store, job)
+        if current.is_for(job):
+            return Written.WRITTEN if produced else Written.ALREADY_DONE
+        source = store.head(job.key)
+        if source is None:
+            raise SourceMissing(f"there is no object {job.key} in {job.bucket}")
+        if source.etag != job.etag:
+            return Written.SUPERSEDED
+        if (rival := _newer_rival(store, source, current.rival_key(job))) is not None:
+            record_failure(store, job, duplicate_chunk(rival))
+            return Written.DUPLICATE
+        if produced is None:
+            produced = _transcribe(store, job, transcribe, workspace)
+            continue
+        try:
+            store.put(
+                job.output_key,
+                produced.to_json(),
+                content_type=JSON,
+                if_match=current.etag,
+            )
+        except (PreconditionFailed, StoreUnavailable) as error:
+            lost = error  # perhaps only the answer was
+            continue
+        return Written.WRITTEN
+    raise Contended(f"could not write the transcript of {job.key}: {lost}") from lost
+
+
+def _transcribe(store: Store, job: Job, transcribe: Transcribe, workspace: Path) -> Transcript | None:
+    """None when the audio changed or went away: the next round says which."""
+    with tempfile.TemporaryDirectory(dir=workspace) as folder:
+        audio = Path(folder, "audio")
+        try:
+            if not store.download(job.key, audio, etag=job.etag):
+                return None
+        except Changed:
+            return None
+        return transcribe(audio)
+
+
+def _newer_rival(store: Store, source: ObjectInfo, rival_key: str | None) -> str | None:
+    """The rival's key when it wins: the newest does, and equal ages are settled by key."""
+    rival = store.head(rival_key) if rival_key else None
+    return rival.key if rival and precedence(rival) > precedence(source) else None
+
+
+def precedence(info: ObjectInfo) -> tuple[float, str]:
+    """Which of two objects with one chunk number counts: the greater, everywhere, so never a flip-flop."""
+    return info.last_modified.timestamp(), info.key

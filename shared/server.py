@@ -1,0 +1,162 @@
+"""The GPU server as its callers see it: is it ready, and what did it say to a job."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import httpx
+
+from shared.jobs import Job
+
+HEALTH_BYTES = 16 * 1024
+ANSWER_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Health:
+    """`ready`: a job would be taken now. `alive`: something answered; busy is not dead. `reason` says why not."""
+
+    ready: bool
+    alive: bool
+    reason: str = ""
+
+
+class Said(StrEnum):
+    """What a server's answer to a job means."""
+
+    DONE = "done"  # claimed; S3 is asked before it is believed
+    ACCEPTED = "accepted"  # 202: it goes on by itself
+    BUSY = "busy"  # alive, with no room now
+    REFUSED = "refused"  # the input is at fault
+    NOT_YET = "not_yet"  # the input waits for another object (a WebM header)
+    UNAUTHORIZED = "unauthorized"  # our configuration is at fault
+    FAILED = "failed"  # connection, timeout, 5xx
+
+
+@dataclass(frozen=True)
+class Answer:
+    said: Said
+    status: int | None = None
+    type: str = ""
+    message: str = ""
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds. `total` ends a call even when the server drips a byte now and then."""
+
+    connect: float
+    total: float
+
+
+NOT_YET_TYPE = "media-header-missing"
+_INPUT_STATUSES = frozenset({400, 404, 409, 413, 415, 422})
+
+
+class ServerClient:
+    """One GPU server. Every call opens its own connection and is bounded in time and in bytes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ):
+        self.url = url.rstrip("/")
+        self._headers = {"X-API-Key": api_key} if api_key else {}
+        self._transport = transport
+        self._verify = self.url.startswith("https")  # a TLS context costs 20 ms; plain http needs none
+
+    def health(self, limits: Limits) -> Health:
+        try:
+            response = asyncio.run(self._call("GET", "/health", limits, HEALTH_BYTES))
+        except (httpx.HTTPError, TimeoutError, ConnectionError) as error:
+            return Health(ready=False, alive=False, reason=f"no answer: {_name(error)}")
+        if response.status_code == httpx.codes.OK:
+            return Health(ready=True, alive=True)
+        reason = str(_json(response).get("reason") or f"HTTP {response.status_code}")
+        return Health(ready=False, alive=reason == "saturated", reason=reason)
+
+    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True) -> Answer:
+        """Post a job and say what came back. Never raises for anything a server can do."""
+        body = {
+            "s3_input_path": f"s3://{job.bucket}/{job.key}",
+            "etag": job.etag,
+            "route": route,
+            "return_text": False,
+            "wait": wait,
+            **job.options.model_dump(exclude_defaults=True),
+        }
+        try:
+            response = asyncio.run(self._call("POST", "/transcribe-s3", limits, ANSWER_BYTES, json=body))
+        except (httpx.HTTPError, TimeoutError, ConnectionError) as error:
+            return Answer(Said.FAILED, message=f"no answer: {_name(error)}")
+        return read_answer(response)
+
+    async def _call(self, method: str, path: str, limits: Limits, max_bytes: int, **arguments: Any) -> httpx.Response:
+        async with (
+            asyncio.timeout(limits.total),
+            httpx.AsyncClient(
+                timeout=httpx.Timeout(limits.total, connect=limits.connect),
+                transport=self._transport,
+                verify=self._verify,
+                trust_env=False,
+            ) as client,
+            client.stream(method, self.url + path, headers=self._headers, **arguments) as response,
+        ):
+            body = b""
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > max_bytes:
+                    break
+            return httpx.Response(
+                response.status_code,
+                headers=_without_encoding(response.headers),
+                content=body,
+            )
+
+
+def read_answer(response: httpx.Response) -> Answer:
+    """Classify a response to `POST /transcribe-s3` (RFC 9457 problem documents for errors)."""
+    status = response.status_code
+    if status == httpx.codes.OK:
+        return Answer(Said.DONE, status)
+    if status == httpx.codes.ACCEPTED:
+        return Answer(Said.ACCEPTED, status)
+    problem = _json(response)
+    type = str(problem.get("type") or "about:blank").rpartition("/")[2]
+    message = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")
+    said = Said.FAILED
+    if type == NOT_YET_TYPE:
+        said = Said.NOT_YET
+    elif status in (429, 503):
+        said = Said.BUSY
+    elif status in (401, 403):
+        said = Said.UNAUTHORIZED
+    elif status in _INPUT_STATUSES and problem:
+        said = Said.REFUSED  # only a server of ours sends a problem: a proxy's 404 says nothing about the audio
+    return Answer(said, status, type, message, _retry_after(response))
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _without_encoding(headers: httpx.Headers) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name not in ("content-encoding", "content-length")}
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__

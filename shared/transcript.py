@@ -1,0 +1,119 @@
+"""Transcript JSON, version 1: one shape for chunk, file and session, and the record of a failure.
+
+Times are seconds from the start of the file or session, to the millisecond.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+
+Seconds = Annotated[float, PlainSerializer(lambda value: round(value, 3), return_type=float)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Word(_Document):
+    word: str
+    start: Seconds
+    end: Seconds
+    score: float | None = None
+    speaker: str | None = None
+
+
+class Segment(_Document):
+    id: int
+    start: Seconds
+    end: Seconds
+    text: str
+    speaker: str | None = None
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    words: tuple[Word, ...] = ()
+
+
+class ObjectRef(_Document):
+    """One version of one S3 object."""
+
+    bucket: str
+    key: str
+    etag: str
+
+
+class ChunkRef(_Document):
+    """A chunk as its session transcript used it: which audio, which result, where on the time line."""
+
+    index: int
+    key: str
+    etag: str
+    start: Seconds
+    duration: Seconds
+    status: Literal["transcribed", "failed"]
+    outcome_key: str
+    outcome_etag: str
+
+
+class SessionRef(_Document):
+    bucket: str
+    manifest_key: str
+    manifest_etag: str
+    chunks: tuple[ChunkRef, ...]
+
+
+class Gap(_Document):
+    """A span without transcript, and why."""
+
+    start: Seconds
+    end: Seconds
+    reason: str
+
+
+class Transcript(_Document):
+    version: Literal[1] = 1
+    text: str
+    language: str | None
+    duration: Seconds = Field(description="decoded seconds of audio")
+    segments: tuple[Segment, ...]
+    source: ObjectRef | SessionRef | None = None
+    model: str
+    engine: str
+    alignment: Literal["attention", "wav2vec2", "none"] = "none"
+    route: Literal["direct", "queue"] | None = None
+    created_at: datetime
+    gaps: tuple[Gap, ...] = ()
+    reason: str | None = Field(default=None, description="why there is no text, when the audio says so")
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class ErrorRecord(_Document):
+    """Why an input has no transcript; it lets a session complete without it."""
+
+    version: Literal[1] = 1
+    type: str
+    message: str
+    source: ObjectRef
+    attempts: int
+    duration: Seconds | None = None
+    created_at: datetime
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+def read_transcript(body: bytes) -> Transcript | None:
+    """The transcript in `body`, or None when there is none to read: then the work must be done again."""
+    try:
+        return Transcript.model_validate_json(body)
+    except ValidationError:
+        return None
+
+
+def read_error_record(body: bytes) -> ErrorRecord | None:
+    try:
+        return ErrorRecord.model_validate_json(body)
+    except ValidationError:
+        return None
