@@ -19,14 +19,7 @@ from pathlib import Path
 from shared.errors import Contended, SourceMissing, StoreUnavailable
 from shared.jobs import Job
 from shared.keys import parse_audio_key
-from shared.outcomes import (
-    JSON,
-    ROUNDS,
-    duplicate_chunk,
-    read_failure,
-    read_outcome,
-    record_failure,
-)
+from shared.outcomes import JSON, ROUNDS, duplicate_chunk, read_failure, read_outcome, record_failure
 from shared.store import Changed, ObjectInfo, PreconditionFailed, Store
 from shared.transcript import Transcript
 
@@ -44,12 +37,7 @@ class Written(StrEnum):
 
 
 def write_chunk(
-    store: Store,
-    job: Job,
-    transcribe: Transcribe,
-    *,
-    workspace: Path,
-    retry_failed: bool = False,
+    store: Store, job: Job, transcribe: Transcribe, *, workspace: Path, retry_failed: bool = False
 ) -> Written:
     """Run the protocol for one job.
 
@@ -83,12 +71,7 @@ def write_chunk(
             produced = _transcribe(store, job, transcribe, workspace)
             continue
         try:
-            store.put(
-                job.output_key,
-                produced.to_json(),
-                content_type=JSON,
-                if_match=current.etag,
-            )
+            store.put(job.output_key, produced.to_json(), content_type=JSON, if_match=current.etag)
         except (PreconditionFailed, StoreUnavailable) as error:
             lost = error  # perhaps only the answer was
             continue

@@ -27,13 +27,7 @@ from shared.outcomes import JSON, ROUNDS, duplicate_chunk, put_record, record_fa
 from shared.sessions import ChunkOutcome, combine_chunks, seconds_by_route
 from shared.store import ABSENT, ObjectInfo, PreconditionFailed, Store
 from shared.subtitles import render
-from shared.transcript import (
-    ErrorRecord,
-    ObjectRef,
-    Transcript,
-    read_error_record,
-    read_transcript,
-)
+from shared.transcript import ErrorRecord, ObjectRef, Transcript, read_error_record, read_transcript
 
 FORMAT_VERSION = "1"  # part of every digest: a new way of combining rebuilds what the old one wrote
 PARALLEL_READS = 16
@@ -133,21 +127,12 @@ class Combiner:
             if isinstance(chunks, int):
                 return Combined(Status.OPEN, missing=chunks)
             transcript = combine_chunks(
-                session,
-                bucket=self._store.bucket,
-                manifest_etag=view.manifest_etag,
-                chunks=chunks,
+                session, bucket=self._store.bucket, manifest_etag=view.manifest_etag, chunks=chunks
             )
             try:
                 for extension in stale:
                     body, content_type = render(transcript, extension)
-                    self._put(
-                        session.derived_key(extension),
-                        body,
-                        content_type,
-                        derived[extension],
-                        view,
-                    )
+                    self._put(session.derived_key(extension), body, content_type, derived[extension], view)
                 if not _made_from(current, view):
                     self._put(session.output_key, transcript.to_json(), JSON, current, view)
                     written = True
@@ -156,23 +141,10 @@ class Combiner:
                 continue
         raise Contended(f"session {session.id} kept changing while it was combined")
 
-    def _put(
-        self,
-        key: str,
-        body: bytes,
-        content_type: str,
-        current: ObjectInfo | None,
-        view: _View,
-    ) -> None:
+    def _put(self, key: str, body: bytes, content_type: str, current: ObjectInfo | None, view: _View) -> None:
         if_match = current.etag if current else ABSENT
         try:
-            self._store.put(
-                key,
-                body,
-                content_type=content_type,
-                if_match=if_match,
-                metadata={VIEW: view.digest},
-            )
+            self._store.put(key, body, content_type=content_type, if_match=if_match, metadata={VIEW: view.digest})
         except PreconditionFailed:
             # It may have been this very write that won, and only its answer that was lost.
             if not _made_from(self._store.head(key), view):
@@ -205,13 +177,7 @@ class Combiner:
         for index in range(1, manifest.chunk_count + 1):
             winner = max(audio[index], key=precedence) if index in audio else None
             names = _chunk_key(winner.key) if winner else orphans.get(index)
-            chunk = names and _Chunk(
-                index,
-                names,
-                winner,
-                outputs.get(names.output_key),
-                outputs.get(names.error_key),
-            )
+            chunk = names and _Chunk(index, names, winner, outputs.get(names.output_key), outputs.get(names.error_key))
             if chunk and (chunk.transcript_etag or chunk.error_etag):
                 chunks.append(chunk)
             else:
@@ -280,18 +246,9 @@ class Combiner:
         if record and record.source == source:
             return
         record = ErrorRecord(
-            type=error.type,
-            message=error.message,
-            source=source,
-            attempts=1,
-            created_at=datetime.now(UTC),
+            type=error.type, message=error.message, source=source, attempts=1, created_at=datetime.now(UTC)
         )
-        put_record(
-            self._store,
-            session.error_key,
-            record,
-            if_match=stored.etag if stored else ABSENT,
-        )
+        put_record(self._store, session.error_key, record, if_match=stored.etag if stored else ABSENT)
 
 
 def _chunk_key(key: str) -> ChunkKey | None:
@@ -320,29 +277,25 @@ def _is_current(source: object, chunk: _Chunk) -> bool:
     """True when the outcome is for the chunk's current audio. Audio that expired leaves its outcome standing."""
     if not isinstance(source, ObjectRef):
         return False
-    return chunk.audio is None or (source.key, source.etag) == (
-        chunk.audio.key,
-        chunk.audio.etag,
-    )
+    return chunk.audio is None or (source.key, source.etag) == (chunk.audio.key, chunk.audio.etag)
 
 
 def _outcome(chunk: _Chunk, key: str, etag: str, result: Transcript | ErrorRecord) -> ChunkOutcome:
     source = result.source
     assert isinstance(source, ObjectRef)  # _is_current saw it
     return ChunkOutcome(
-        index=chunk.index,
-        key=source.key,
-        etag=source.etag,
-        outcome_key=key,
-        outcome_etag=etag,
-        result=result,
+        index=chunk.index, key=source.key, etag=source.etag, outcome_key=key, outcome_etag=etag, result=result
     )
 
 
 def _digest(manifest_etag: str, chunks: list[_Chunk]) -> str:
     inputs = [
-        [chunk.index, chunk.audio and chunk.audio.key, chunk.audio and chunk.audio.etag]
-        + [chunk.transcript_etag, chunk.error_etag]
+        (
+            chunk.index,
+            *((chunk.audio.key, chunk.audio.etag) if chunk.audio else ()),
+            chunk.transcript_etag,
+            chunk.error_etag,
+        )
         for chunk in chunks
     ]
     return hashlib.sha256(json.dumps([FORMAT_VERSION, manifest_etag, inputs]).encode()).hexdigest()

@@ -129,13 +129,7 @@ def _from_event_bridge(event: dict[str, Any]) -> Upload | NotAnUpload:
             return NotAnUpload(f"{detail_type} from S3")
         detail = _S3Detail.model_validate(event.get("detail"))
         obj = detail.object
-        return Upload(
-            detail.bucket.name,
-            obj.key,
-            _bare(obj.etag),
-            obj.size,
-            obj.version_id or None,
-        )
+        return Upload(detail.bucket.name, obj.key, _bare(obj.etag), obj.size, obj.version_id or None)
     if source in APP_SOURCES and detail_type in APP_DETAIL_TYPES:
         return _from_app(_AppDetail.model_validate(event.get("detail")))
     return NotAnUpload(f"{detail_type!r} from {source!r}")
@@ -147,13 +141,7 @@ def _from_notification(record: _Notification, event_name: str) -> Upload | NotAn
     obj = record.s3.object
     # Notifications, unlike EventBridge, URL-encode the key:
     # https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html
-    return Upload(
-        record.s3.bucket.name,
-        unquote_plus(obj.key),
-        _bare(obj.eTag),
-        obj.size,
-        obj.versionId or None,
-    )
+    return Upload(record.s3.bucket.name, unquote_plus(obj.key), _bare(obj.eTag), obj.size, obj.versionId or None)
 
 
 def _from_app(detail: _AppDetail) -> Upload:

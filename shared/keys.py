@@ -172,10 +172,7 @@ def _session(key: str, user: str, session: str) -> Session:
                 "and are not '.' or '..'",
             )
     if _RESERVED_SESSION.fullmatch(session):
-        raise _refused(
-            key,
-            "session ids must not end in '-chunk-<number>' or '.error': those names are transcripts'",
-        )
+        raise _refused(key, "session ids must not end in '-chunk-<number>' or '.error': those names are transcripts'")
     return Session(user, session)
 
 

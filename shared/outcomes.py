@@ -4,16 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from shared.errors import Contended, PermanentError
+from shared.errors import Contended, PermanentError, RefusedKey
 from shared.jobs import Job
 from shared.store import ABSENT, PreconditionFailed, Store
-from shared.transcript import (
-    ErrorRecord,
-    ObjectRef,
-    Transcript,
-    read_error_record,
-    read_transcript,
-)
+from shared.transcript import ErrorRecord, ObjectRef, Transcript, read_error_record, read_transcript
 
 ROUNDS = 6  # a write that loses this many races in a row has met something other than a race
 JSON = "application/json"
@@ -37,10 +31,7 @@ class Outcome:
 
 def is_source(source: object, job: Job) -> bool:
     """True when `source` names the very input of `job`."""
-    return isinstance(source, ObjectRef) and (source.key, source.etag) == (
-        job.key,
-        job.etag,
-    )
+    return isinstance(source, ObjectRef) and (source.key, source.etag) == (job.key, job.etag)
 
 
 def read_outcome(store: Store, job: Job) -> Outcome:
@@ -102,14 +93,24 @@ def record_failure(store: Store, job: Job, error: PermanentError, *, attempts: i
             return
         if current and error.type == DUPLICATE_CHUNK and current.source.key != job.key:
             return  # the winner's own record stays
-        if put_record(
-            store,
-            job.audio.error_key,
-            record,
-            if_match=stored.etag if stored else ABSENT,
-        ):
+        if put_record(store, job.audio.error_key, record, if_match=stored.etag if stored else ABSENT):
             return
     raise Contended(f"could not record the failure of {job.key}")
+
+
+def record_refusal(store: Store, key: str, etag: str, error: RefusedKey) -> None:
+    """Record that the object `key` cannot enter the pipeline, unless that is on record for this version."""
+    record = ErrorRecord(
+        type=error.type,
+        message=error.message,
+        source=ObjectRef(bucket=store.bucket, key=key, etag=etag),
+        attempts=1,
+        created_at=datetime.now(UTC),
+    )
+    stored = store.get(error.error_key)
+    current = read_error_record(stored.body) if stored else None
+    if current is None or current.source != record.source:
+        put_record(store, error.error_key, record, if_match=stored.etag if stored else ABSENT)
 
 
 def put_record(store: Store, key: str, record: ErrorRecord, *, if_match: str) -> bool:
@@ -125,7 +126,4 @@ DUPLICATE_CHUNK = "duplicate-chunk"
 
 
 def duplicate_chunk(winner: str) -> PermanentError:
-    return PermanentError(
-        f"another object has the same chunk number and is newer: {winner}",
-        type=DUPLICATE_CHUNK,
-    )
+    return PermanentError(f"another object has the same chunk number and is newer: {winner}", type=DUPLICATE_CHUNK)

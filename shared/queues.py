@@ -15,16 +15,10 @@ MAX_DELAY_SECONDS = 900
 MAX_RECEIVE = 10
 LONG_POLL_SECONDS = 20
 
-SEND_CONFIG = Config(
-    connect_timeout=2,
-    read_timeout=3,
-    retries={"mode": "standard", "total_max_attempts": 2},
-)
+SEND_CONFIG = Config(connect_timeout=2, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 2})
 # A read timeout below the long poll would throw away messages that SQS counts as delivered.
 RECEIVE_CONFIG = Config(
-    connect_timeout=2,
-    read_timeout=LONG_POLL_SECONDS + 10,
-    retries={"mode": "standard", "total_max_attempts": 3},
+    connect_timeout=2, read_timeout=LONG_POLL_SECONDS + 10, retries={"mode": "standard", "total_max_attempts": 3}
 )
 
 
@@ -69,12 +63,7 @@ class Queue:
 
     def send_raw(self, body: str, *, delay: int = 0, attributes: dict[str, str] | None = None) -> None:
         wrapped = {name: {"DataType": "String", "StringValue": value} for name, value in (attributes or {}).items()}
-        self._call(
-            "send_message",
-            MessageBody=body,
-            DelaySeconds=delay,
-            MessageAttributes=wrapped,
-        )
+        self._call("send_message", MessageBody=body, DelaySeconds=delay, MessageAttributes=wrapped)
 
     def receive(self, *, most: int, wait: int, visibility: int) -> list[Message]:
         """Up to `most` messages (at most 10), after at most `wait` seconds, invisible for `visibility` seconds."""
@@ -97,11 +86,7 @@ class Queue:
 
     def extend(self, message: Message, seconds: int) -> None:
         """Keep the message invisible for `seconds` from now; 0 gives it back at once."""
-        self._call(
-            "change_message_visibility",
-            ReceiptHandle=message.receipt,
-            VisibilityTimeout=seconds,
-        )
+        self._call("change_message_visibility", ReceiptHandle=message.receipt, VisibilityTimeout=seconds)
 
     def delete(self, message: Message) -> None:
         self._call("delete_message", ReceiptHandle=message.receipt)

@@ -58,13 +58,7 @@ _INPUT_STATUSES = frozenset({400, 404, 409, 413, 415, 422})
 class ServerClient:
     """One GPU server. Every call opens its own connection and is bounded in time and in bytes."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ):
+    def __init__(self, url: str, *, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None):
         self.url = url.rstrip("/")
         self._headers = {"X-API-Key": api_key} if api_key else {}
         self._transport = transport
@@ -112,11 +106,7 @@ class ServerClient:
                 body += piece
                 if len(body) > max_bytes:
                     break
-            return httpx.Response(
-                response.status_code,
-                headers=_without_encoding(response.headers),
-                content=body,
-            )
+            return httpx.Response(response.status_code, headers=_without_encoding(response.headers), content=body)
 
 
 def read_answer(response: httpx.Response) -> Answer:

@@ -9,15 +9,7 @@ from itertools import accumulate
 from statistics import median
 
 from shared.keys import Session
-from shared.transcript import (
-    ChunkRef,
-    ErrorRecord,
-    Gap,
-    Segment,
-    SessionRef,
-    Transcript,
-    Word,
-)
+from shared.transcript import ChunkRef, ErrorRecord, Gap, Segment, SessionRef, Transcript, Word
 
 NOMINAL_CHUNK_SECONDS = 5.0  # of a failed chunk nobody could decode, in a session where none was
 ENGINE = "session"
@@ -65,13 +57,7 @@ def combine_chunks(session: Session, *, bucket: str, manifest_etag: str, chunks:
             if chunk.result.reason:
                 gaps.append(_gap(start, start + duration, chunk.result.reason))
         else:
-            gaps.append(
-                _gap(
-                    start,
-                    start + duration,
-                    f"{chunk.result.type}: {chunk.result.message}",
-                )
-            )
+            gaps.append(_gap(start, start + duration, f"{chunk.result.type}: {chunk.result.message}"))
     transcripts = [chunk.result for chunk in chunks if isinstance(chunk.result, Transcript)]
     return Transcript(
         text=" ".join(part.text for part in transcripts if part.text),
@@ -79,10 +65,7 @@ def combine_chunks(session: Session, *, bucket: str, manifest_etag: str, chunks:
         duration=starts[-1],
         segments=tuple(segment.model_copy(update={"id": id}) for id, segment in enumerate(segments)),
         source=SessionRef(
-            bucket=bucket,
-            manifest_key=session.manifest_key,
-            manifest_etag=manifest_etag,
-            chunks=tuple(refs),
+            bucket=bucket, manifest_key=session.manifest_key, manifest_etag=manifest_etag, chunks=tuple(refs)
         ),
         model=_one_of({part.model for part in transcripts}),
         engine=_one_of({part.engine for part in transcripts}),
@@ -120,13 +103,7 @@ def _shift(segment: Segment, start: float, duration: float) -> Segment:
     words = tuple(
         Word.model_copy(word, update={"start": place(word.start), "end": place(word.end)}) for word in segment.words
     )
-    return segment.model_copy(
-        update={
-            "start": place(segment.start),
-            "end": place(segment.end),
-            "words": words,
-        }
-    )
+    return segment.model_copy(update={"start": place(segment.start), "end": place(segment.end), "words": words})
 
 
 def _gap(start: float, end: float, reason: str) -> Gap:

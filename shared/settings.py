@@ -17,15 +17,11 @@ class AwsSettings(BaseSettings):
 
     aws_region: str = Field(description="the region of bucket and queues, e.g. us-east-2")
     audio_bucket: str = Field(
-        min_length=3,
-        max_length=63,
-        description="the bucket with the audio; step-020 of infra/scripts creates it",
+        min_length=3, max_length=63, description="the bucket with the audio; step-020 of infra/scripts creates it"
     )
     event_bus_name: str = Field(default="default", description="the bus that gets 'Session Transcribed'")
     expected_bucket_owner: str | None = Field(
-        default=None,
-        pattern=r"^\d{12}$",
-        description="account id that must own the bucket; S3 checks it",
+        default=None, pattern=r"^\d{12}$", description="account id that must own the bucket; S3 checks it"
     )
     api_key: SecretStr | None = Field(default=None, description="the server's key")
 

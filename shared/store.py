@@ -3,31 +3,25 @@
 Everything here retries what AWS's own client does not, and turns the rest into the errors of `shared.errors`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_random_exponential,
-)
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from shared.errors import StoreUnavailable
 
 # botocore's own defaults (60 s to connect, 60 s to read, 5 attempts) would outlive a Lambda.
 CLIENT_CONFIG = Config(
-    connect_timeout=2,
-    read_timeout=5,
-    retries={"mode": "standard", "total_max_attempts": 3},
-    max_pool_connections=32,
+    connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3}, max_pool_connections=32
 )
 DOWNLOAD_CHUNK_BYTES = 1 << 20
+T = TypeVar("T")
+
 ABSENT = ""  # as `if_match`: write only if there is no such object
 
 
@@ -70,13 +64,7 @@ class Store(Protocol):
         ...
 
     def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        content_type: str,
-        if_match: str,
-        metadata: dict[str, str] | None = None,
+        self, key: str, body: bytes, *, content_type: str, if_match: str, metadata: dict[str, str] | None = None
     ) -> str:
         """Write if the object's ETag is `if_match` (ABSENT: if there is none); returns the new ETag.
 
@@ -99,11 +87,7 @@ class S3Store:
         def call() -> ObjectInfo:
             answer = self._client.head_object(**self._target, Key=key)
             return ObjectInfo(
-                key,
-                _bare(answer["ETag"]),
-                answer["ContentLength"],
-                answer["LastModified"],
-                answer.get("Metadata", {}),
+                key, _bare(answer["ETag"]), answer["ContentLength"], answer["LastModified"], answer.get("Metadata", {})
             )
 
         return _optional(call)
@@ -129,24 +113,13 @@ class S3Store:
             raise Changed(key) from error
 
     def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        content_type: str,
-        if_match: str,
-        metadata: dict[str, str] | None = None,
+        self, key: str, body: bytes, *, content_type: str, if_match: str, metadata: dict[str, str] | None = None
     ) -> str:
         condition = {"IfNoneMatch": "*"} if if_match == ABSENT else {"IfMatch": f'"{if_match}"'}
 
         def call() -> str:
             answer = self._client.put_object(
-                **self._target,
-                **condition,
-                Key=key,
-                Body=body,
-                ContentType=content_type,
-                Metadata=metadata or {},
+                **self._target, **condition, Key=key, Body=body, ContentType=content_type, Metadata=metadata or {}
             )
             return _bare(answer["ETag"])
 
@@ -160,12 +133,7 @@ class S3Store:
         try:
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield ObjectInfo(
-                        item["Key"],
-                        _bare(item["ETag"]),
-                        item["Size"],
-                        item["LastModified"],
-                    )
+                    yield ObjectInfo(item["Key"], _bare(item["ETag"]), item["Size"], item["LastModified"])
         except (ClientError, BotoCoreError) as error:
             raise StoreUnavailable(_words(error)) from error
 
@@ -174,7 +142,7 @@ class _Again(Exception):
     """A fault that botocore's `standard` retry mode passes on although the same call may work."""
 
 
-def _optional(call: Any) -> Any:
+def _optional(call: Callable[[], T]) -> T | None:
     """Run one S3 call; None when the object does not exist."""
     try:
         for attempt in Retrying(
@@ -187,9 +155,10 @@ def _optional(call: Any) -> Any:
                 return _once(call)
     except _Again as error:
         raise StoreUnavailable(str(error)) from error
+    raise AssertionError("tenacity returns or raises")
 
 
-def _once(call: Any) -> Any:
+def _once(call: Callable[[], T]) -> T | None:
     try:
         return call()
     except ClientError as error:

@@ -44,11 +44,7 @@ def render(transcript: Transcript, extension: str) -> tuple[bytes, str]:
         return (transcript.text + "\n").encode(), "text/plain; charset=utf-8"
     buffer = io.StringIO()
     captions = [
-        webvtt.Caption(
-            _clock(cue.start),
-            _clock(cue.end),
-            _escape(cue.lines) if extension == "vtt" else cue.lines,
-        )
+        webvtt.Caption(_clock(cue.start), _clock(cue.end), _escape(cue.lines) if extension == "vtt" else cue.lines)
         for cue in cues(transcript.segments)
     ]
     webvtt.WebVTT(captions=captions).write(buffer, format=extension)

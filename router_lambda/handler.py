@@ -1,0 +1,108 @@
+"""The Lambda's entry point: builds the router once per environment, and maps outcomes to what Lambda acts on.
+
+A handler that returns has succeeded, as far as an asynchronous invocation goes: so whatever could not be handled
+raises, and Lambda's two retries and its failure destination keep the event.
+"""
+
+import time
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.parameters import get_parameter
+
+from router_lambda.decide import Policy
+from router_lambda.discovery import fixed, tagged
+from router_lambda.route import Decided, Router
+from router_lambda.settings import RouterSettings
+from shared.bus import publisher
+from shared.combine import Combiner
+from shared.errors import PermanentError
+from shared.events import unwrap_events
+from shared.queues import SEND_CONFIG, Queue
+from shared.server import ServerClient
+from shared.settings import load
+from shared.store import CLIENT_CONFIG, S3Store
+
+KEY_SECONDS = 300  # how long the server's key is remembered; a rotated one is picked up after that
+
+logger = Logger(service="router")
+metrics = Metrics(namespace="TranscriptionRouter", service="router")
+
+
+def handler(event: Any, context: Any) -> dict[str, Any]:
+    """Handle one event or a batch of them; raises if any could not be handled, after all were tried."""
+    router = _router()
+    decisions, errors = [], []
+    try:
+        for one in unwrap_events(event):
+            started = time.monotonic()
+            try:
+                decided = router.handle(one, remaining=lambda: context.get_remaining_time_in_millis() / 1000)
+            except Exception as error:  # the outermost edge: logged here, raised below
+                errors.append(error)
+                _log_error(error)
+            else:
+                decisions.append(asdict(decided))
+                _log(decided, time.monotonic() - started)
+    finally:
+        metrics.flush_metrics()
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} events were not handled", errors)
+    return {"decisions": decisions}
+
+
+def _log(decided: Decided, seconds: float) -> None:
+    milliseconds = round(seconds * 1000)
+    logger.info("decided", extra={**asdict(decided), "milliseconds": milliseconds})
+    metrics.add_metric(name=decided.decision, unit=MetricUnit.Count, value=1)
+    metrics.add_metric(name="milliseconds", unit=MetricUnit.Milliseconds, value=milliseconds)
+    if decided.unauthorized:
+        metrics.add_metric(name="unauthorized", unit=MetricUnit.Count, value=1)
+
+
+def _log_error(error: Exception) -> None:
+    permanent = isinstance(error, PermanentError)
+    name = error.type if isinstance(error, PermanentError) else type(error).__name__
+    logger.error("not handled", extra={"error": name, "reason": str(error)}, exc_info=not permanent)
+    metrics.add_metric(name="bad-event" if permanent else "error", unit=MetricUnit.Count, value=1)
+
+
+@cache
+def _router() -> Router:
+    settings = load(RouterSettings)
+    store = S3Store(
+        boto3.client("s3", config=CLIENT_CONFIG), settings.audio_bucket, expected_owner=settings.expected_bucket_owner
+    )
+    if settings.server_urls or not settings.gpu_server_tag:
+        discover = fixed(settings.server_urls)
+    else:
+        ec2 = boto3.client("ec2", config=CLIENT_CONFIG)
+        discover = tagged(ec2, settings.gpu_server_tag, port=settings.fast_api_port, clock=time.monotonic)
+    return Router(
+        store=store,
+        queue=Queue(boto3.client("sqs", config=SEND_CONFIG), settings.sqs_queue_url),
+        combiner=Combiner(store, publisher(boto3.client("events", config=CLIENT_CONFIG), settings.event_bus_name)),
+        discover=discover,
+        connect=lambda url: ServerClient(url, api_key=_api_key(settings)),
+        policy=Policy(
+            batch_only=settings.routing == "batch",
+            defer_above=settings.defer_above_bytes,
+            long_above=settings.long_audio_bytes,
+            live_window=settings.live_window,
+        ),
+        timezone=ZoneInfo(settings.live_timezone),
+        health_seconds=settings.health_check_timeout,
+    )
+
+
+def _api_key(settings: RouterSettings) -> str | None:
+    if settings.api_key_parameter:
+        return str(get_parameter(settings.api_key_parameter, decrypt=True, max_age=KEY_SECONDS))
+    return settings.api_key.get_secret_value() if settings.api_key else None

@@ -1,0 +1,223 @@
+"""Acts on the decisions: asks S3, asks a server, falls back to the queue, completes the session."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, tzinfo
+from typing import Any
+
+from tenacity import RetryCallState, Retrying, retry_if_result
+
+from router_lambda.breaker import CircuitBreaker
+from router_lambda.decide import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    QUEUE_RESERVE_SECONDS,
+    Decision,
+    Enqueue,
+    Policy,
+    Post,
+    Refuse,
+    Retry,
+    Settled,
+    Skip,
+    after_answer,
+    may_post,
+    triage,
+)
+from router_lambda.discovery import Discover
+from shared.combine import Combiner
+from shared.errors import BadEvent, PermanentError, RefusedKey, SourceMissing, TransientError
+from shared.events import NotAnUpload, Upload, parse_upload
+from shared.jobs import Job, Reason
+from shared.keys import IgnoredKey, ManifestKey, Session, parse_key, session_of
+from shared.outcomes import Standing, record_failure, record_refusal, standing
+from shared.queues import MAX_DELAY_SECONDS, Queue
+from shared.server import Answer, Health, Limits, Said, ServerClient
+from shared.store import Store
+
+ROUTE = "direct"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One event's decision, as it is logged and returned."""
+
+    decision: Decision
+    reason: str = ""
+    key: str = ""
+    job_id: str = ""
+    attempts: int = 0
+    session: str = ""
+    unauthorized: bool = False
+
+
+@dataclass
+class Router:
+    """Everything the router acts through. `clock` in seconds, monotonic; `sleep` waits that long."""
+
+    store: Store
+    queue: Queue
+    combiner: Combiner
+    discover: Discover
+    connect: Callable[[str], ServerClient]
+    policy: Policy = field(default_factory=Policy)
+    timezone: tzinfo = UTC
+    health_seconds: float = 2.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[tzinfo], datetime] = datetime.now
+    breaker: CircuitBreaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.breaker = CircuitBreaker(self.clock)
+
+    def handle(self, event: Any, *, remaining: Callable[[], float]) -> Decided:
+        """Decide and act on one event.
+
+        Args:
+            remaining: seconds left to this invocation.
+
+        Raises:
+            BadEvent, SourceMissing, TransientError: not handled; Lambda is to retry it and then to keep it.
+        """
+        upload = parse_upload(event)
+        if isinstance(upload, NotAnUpload):
+            return Decided(Decision.IGNORED, upload.reason)
+        if upload.bucket != self.store.bucket:
+            raise BadEvent(f"an upload to {upload.bucket}, but this router serves {self.store.bucket} alone")
+        try:
+            parsed = parse_key(upload.key)
+        except RefusedKey as error:
+            record_refusal(self.store, upload.key, upload.etag or "", error)
+            return Decided(Decision.FAILED, error.message, upload.key)
+        if isinstance(parsed, IgnoredKey):
+            return Decided(Decision.IGNORED, parsed.reason, upload.key)
+        if isinstance(parsed, ManifestKey):
+            combined = self.combiner.combine(parsed.session)
+            return Decided(Decision.CHECKED, combined.status, upload.key, session=parsed.session.id)
+        return self._audio(self._job(upload), session_of(parsed), upload.force_batch, remaining)
+
+    def _job(self, upload: Upload) -> Job:
+        etag, size = upload.etag, upload.size
+        if etag is None or size is None:
+            info = self.store.head(upload.key)
+            if info is None:
+                raise SourceMissing(f"there is no object {upload.key} in {upload.bucket}")
+            etag, size = info.etag, info.size
+        return Job(
+            bucket=upload.bucket,
+            key=upload.key,
+            etag=etag,
+            size=size,
+            version_id=upload.version_id,
+            options=upload.options,
+        )
+
+    def _audio(self, job: Job, session: Session | None, force_batch: bool, remaining: Callable[[], float]) -> Decided:
+        try:
+            decided = self._transcribe(job, force_batch, remaining)
+            if session and decided.decision in (Decision.SKIPPED, Decision.DIRECT, Decision.FAILED):
+                if remaining() < 2 * QUEUE_RESERVE_SECONDS:
+                    raise TransientError("no time left to complete the session")
+                self.combiner.combine(session)
+        except TransientError as error:
+            # Whatever is not finished is the worker's: it finds the job done, or does it, and completes the session.
+            self.queue.send(job, Reason.FAILED)
+            decided = Decided(Decision.QUEUED, str(error))
+        return replace(decided, key=job.key, job_id=job.job_id, session=session.id if session else "")
+
+    def _transcribe(self, job: Job, force_batch: bool, remaining: Callable[[], float]) -> Decided:
+        step = triage(
+            job,
+            standing=standing(self.store, job),
+            force_batch=force_batch,
+            policy=self.policy,
+            now=self.now(self.timezone),
+        )
+        match step:
+            case Skip(standing=how):
+                return Decided(Decision.SKIPPED, how)
+            case Refuse(type=type, message=message):
+                record_failure(self.store, job, PermanentError(message, type=type))
+                return Decided(Decision.FAILED, f"{type}: {message}")
+            case Enqueue(reason=reason, why=why):
+                self.queue.send(job, reason)
+                return Decided(Decision.QUEUED, why)
+            case Post(wait=wait):
+                return self._post(job, wait, remaining)
+
+    def _post(self, job: Job, wait: bool, remaining: Callable[[], float]) -> Decided:
+        servers, why = self._ready_servers()
+        if not servers:
+            self.queue.send(job, Reason.UNHEALTHY)
+            return Decided(Decision.QUEUED, why)
+        if not may_post(remaining()):
+            self.queue.send(job, Reason.FAILED)
+            return Decided(Decision.QUEUED, "no time for a try")
+        if not wait:
+            # Long audio outlives this Lambda. The delayed copy finds the transcript, or does the work.
+            self.queue.send(job, Reason.SAFETY_NET, delay=MAX_DELAY_SECONDS)
+        attempts = 0
+
+        def attempt() -> tuple[Answer, Settled | Refuse | Enqueue | Retry]:
+            nonlocal attempts
+            answer = self._ask(servers[attempts % len(servers)], job, wait)
+            attempts += 1
+            jitter = random.uniform(-1, 1)  # noqa: S311 (spreads load, hides nothing)
+            return answer, after_answer(answer, attempt=attempts, remaining=remaining(), jitter=jitter)
+
+        retrying = Retrying(retry=retry_if_result(_is_retry), wait=_wait, sleep=self.sleep)
+        answer, step = retrying(attempt)
+        unauthorized = answer.said is Said.UNAUTHORIZED
+        match step:
+            case Settled(decision=decision):
+                return Decided(decision, attempts=attempts)
+            case Refuse(type=type, message=message):
+                record_failure(self.store, job, PermanentError(message, type=type), attempts=attempts)
+                return Decided(Decision.FAILED, f"{type}: {message}", attempts=attempts)
+            case Enqueue(reason=reason, why=why):
+                self.queue.send(job, reason)
+                return Decided(Decision.QUEUED, why, attempts=attempts, unauthorized=unauthorized)
+            case Retry():
+                raise AssertionError("tenacity stops at anything but a retry")
+
+    def _ask(self, server: ServerClient, job: Job, wait: bool) -> Answer:
+        """One try. A 200 counts only when S3 has the transcript, or says that the audio is another by now."""
+        answer = server.transcribe(job, Limits(CONNECT_SECONDS, ANSWER_SECONDS), route=ROUTE, wait=wait)
+        if answer.said is Said.DONE and standing(self.store, job, check_source=True) is Standing.OPEN:
+            answer = Answer(Said.FAILED, answer.status, message="the server said 200, but S3 has no transcript")
+        if answer.said is Said.FAILED:
+            self.breaker.failed()
+        else:
+            self.breaker.succeeded()
+        return answer
+
+    def _ready_servers(self) -> tuple[list[ServerClient], str]:
+        """Servers that would take a job now, in random order; or none, and why."""
+        urls = list(self.discover())
+        if not urls:
+            return [], "no server known"
+        if not self.breaker.allows():
+            return [], "the server failed several times in a row; it gets a pause"
+        random.shuffle(urls)
+        ready, health = [], Health(ready=False, alive=False)
+        deadline = self.clock() + self.health_seconds
+        for url in urls:
+            server = self.connect(url)
+            health = server.health(Limits(self.health_seconds, max(deadline - self.clock(), 0.1)))
+            if health.ready:
+                ready.append(server)
+        if not ready and not health.alive:
+            self.breaker.failed()
+        return ready, f"no server is ready: {health.reason}"
+
+
+def _is_retry(outcome: tuple[Answer, object]) -> bool:
+    return isinstance(outcome[1], Retry)
+
+
+def _wait(state: RetryCallState) -> float:
+    assert state.outcome
+    return float(state.outcome.result()[1].after)
