@@ -25,7 +25,7 @@ from shared.keys import DERIVED_FORMATS, ChunkKey, Session, parse_key
 from shared.manifest import Manifest, parse_manifest
 from shared.outcomes import JSON, ROUNDS, duplicate_chunk, put_record, record_failure
 from shared.sessions import ChunkOutcome, combine_chunks, seconds_by_route
-from shared.store import ABSENT, ObjectInfo, PreconditionFailed, Store
+from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, Store, StoredObject
 from shared.subtitles import render
 from shared.transcript import ErrorRecord, ObjectRef, Transcript, read_error_record, read_transcript
 
@@ -123,13 +123,13 @@ class Combiner:
             stale = [extension for extension, info in derived.items() if not _made_from(info, view)]
             if _made_from(current, view) and not stale:
                 return Combined(Status.COMPLETE, written=written)
-            chunks = self._read_chunks(session, view)
-            if isinstance(chunks, int):
-                return Combined(Status.OPEN, missing=chunks)
-            transcript = combine_chunks(
-                session, bucket=self._store.bucket, manifest_etag=view.manifest_etag, chunks=chunks
-            )
             try:
+                chunks = self._read_chunks(session, view)
+                if isinstance(chunks, int):
+                    return Combined(Status.OPEN, missing=chunks)
+                transcript = combine_chunks(
+                    session, bucket=self._store.bucket, manifest_etag=view.manifest_etag, chunks=chunks
+                )
                 for extension in stale:
                     body, content_type = render(transcript, extension)
                     self._put(session.derived_key(extension), body, content_type, derived[extension], view)
@@ -137,7 +137,7 @@ class Combiner:
                     self._put(session.output_key, transcript.to_json(), JSON, current, view)
                     written = True
                     self._announce(session, transcript, chunks)
-            except PreconditionFailed:
+            except (Changed, PreconditionFailed):
                 continue
         raise Contended(f"session {session.id} kept changing while it was combined")
 
@@ -198,7 +198,10 @@ class Combiner:
                 record_failure(self._store, job, duplicate_chunk(winner.key))
 
     def _read_chunks(self, session: Session, view: _View) -> list[ChunkOutcome] | int:
-        """Every chunk's outcome, or how many turn out to be for other audio than the current one."""
+        """Every chunk's outcome, or how many turn out to be for other audio than the current one.
+
+        Raises Changed when one is not what the listing showed any more.
+        """
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             outcomes = list(pool.map(self._read_chunk, view.chunks))
         outdated = [chunk for chunk, outcome in zip(view.chunks, outcomes, strict=True) if outcome is None]
@@ -208,15 +211,23 @@ class Combiner:
         return [outcome for outcome in outcomes if outcome]
 
     def _read_chunk(self, chunk: _Chunk) -> ChunkOutcome | None:
-        if chunk.transcript_etag and (stored := self._store.get(chunk.names.output_key)):
+        if chunk.transcript_etag:
+            stored = self._get_version(chunk.names.output_key, chunk.transcript_etag)
             transcript = read_transcript(stored.body)
             if transcript and _is_current(transcript.source, chunk):
                 return _outcome(chunk, chunk.names.output_key, stored.etag, transcript)
-        if chunk.error_etag and (stored := self._store.get(chunk.names.error_key)):
+        if chunk.error_etag:
+            stored = self._get_version(chunk.names.error_key, chunk.error_etag)
             record = read_error_record(stored.body)
             if record and _is_current(record.source, chunk):
                 return _outcome(chunk, chunk.names.error_key, stored.etag, record)
         return None
+
+    def _get_version(self, key: str, etag: str) -> StoredObject:
+        stored = self._store.get(key)
+        if stored is None or stored.etag != etag:
+            raise Changed(key)
+        return stored
 
     def _witness_still_missing(self, session: Session) -> bool:
         """True while nothing about the remembered chunk has changed: then the session cannot be complete."""
@@ -290,12 +301,7 @@ def _outcome(chunk: _Chunk, key: str, etag: str, result: Transcript | ErrorRecor
 
 def _digest(manifest_etag: str, chunks: list[_Chunk]) -> str:
     inputs = [
-        (
-            chunk.index,
-            *((chunk.audio.key, chunk.audio.etag) if chunk.audio else ()),
-            chunk.transcript_etag,
-            chunk.error_etag,
-        )
+        (chunk.index, chunk.audio and (chunk.audio.key, chunk.audio.etag), chunk.transcript_etag, chunk.error_etag)
         for chunk in chunks
     ]
     return hashlib.sha256(json.dumps([FORMAT_VERSION, manifest_etag, inputs]).encode()).hexdigest()
