@@ -11,6 +11,7 @@ The rules that keep it right when combiners race, crash and read stale things:
 
 import hashlib
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,12 +88,16 @@ class _View:
 
 
 class Combiner:
-    """Completes sessions. Keep one per process and bucket: it remembers what open sessions wait for."""
+    """Completes sessions. Keep one per process and bucket: it remembers what open sessions wait for.
+
+    Safe to share between threads.
+    """
 
     def __init__(self, store: Store, publish: Callable[[SessionTranscribed], None]) -> None:
         self._store = store
         self._publish = publish
         self._witnesses: dict[Session, _Chunk] = {}
+        self._lock = threading.Lock()
 
     def combine(self, session: Session) -> Combined:
         """Write the session's transcript if it is complete and not written yet, from these very inputs.
@@ -244,11 +249,12 @@ class Combiner:
 
     def _remember_witness(self, session: Session, missing: list[_Chunk]) -> None:
         """Remember the middle one: whether chunks finish in order or not, it lasts for half of those that are left."""
-        self._witnesses.pop(session, None)
-        if missing:
-            self._witnesses[session] = missing[len(missing) // 2]
+        with self._lock:
+            self._witnesses.pop(session, None)
+            if missing:
+                self._witnesses[session] = missing[len(missing) // 2]
             if len(self._witnesses) > WITNESSES:
-                self._witnesses.pop(next(iter(self._witnesses)))
+                del self._witnesses[next(iter(self._witnesses))]
 
     def _record_bad_manifest(self, session: Session, etag: str, error: BadManifest) -> None:
         stored = self._store.get(session.error_key)

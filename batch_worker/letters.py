@@ -1,0 +1,79 @@
+"""Dead letters and the router's failures: one more try each, alone, and then a recorded failure.
+
+So a dead letter never blocks its session. What nobody can read stays in the dead-letter queue, for a person.
+"""
+
+from dataclasses import dataclass, field
+
+from aws_lambda_powertools import Logger
+
+from batch_worker.drain import Drain
+from batch_worker.work import Result, Worker
+from shared.errors import BadMessage, TransientError
+from shared.queues import Message, Queue
+
+HOLD_SECONDS = 900  # invisible while its one try runs; the lease renews it beyond
+logger = Logger(service="batch-worker", child=True)
+
+
+@dataclass
+class Letters:
+    """Empties one queue of letters."""
+
+    queue: Queue
+    drain: Drain
+    dead_letters: Queue | None
+    _unreadable: list[Message] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Try every letter once. Letters that must wait for something else are left where they are.
+
+        Raises:
+            ServerGone: nobody to try them with; nothing was received.
+        """
+        seen: set[str] = set()
+        left: list[Message] = []
+        while not self.drain.stopping.is_set():
+            self.drain.await_server()
+            messages = self.queue.receive(most=1, wait=1, visibility=HOLD_SECONDS)
+            if not messages or messages[0].id in seen:
+                left += messages
+                break
+            message = messages[0]
+            seen.add(message.id)
+            with self.drain.leases.hold(self.queue, message):
+                if not self._settled(message):
+                    left.append(message)
+        for message in left:
+            self._give_back(message)
+
+    def _settled(self, message: Message) -> bool:
+        """False when the letter stays in its queue."""
+        worker: Worker = self.drain.worker
+        try:
+            results = worker.handle(message.document(), attempts=message.receive_count, final=True)
+        except BadMessage as error:
+            return self._parked(message, error)
+        except TransientError as error:
+            logger.warning("letter kept", extra={"message_id": message.id, "reason": str(error)})
+            return False
+        self.drain.tally.results.update(results)
+        if Result.LATER in results:
+            return False
+        self.queue.delete(message)
+        return True
+
+    def _parked(self, message: Message, error: BadMessage) -> bool:
+        logger.error("unreadable letter", extra={"message_id": message.id, "reason": error.message})
+        self.drain.tally.parked += 1
+        if self.dead_letters is None or self.dead_letters.url == self.queue.url:
+            return False
+        self.dead_letters.send_raw(message.body, attributes={"reason": error.message[:256]})
+        self.queue.delete(message)
+        return True
+
+    def _give_back(self, message: Message) -> None:
+        try:
+            self.queue.extend(message, 0)
+        except TransientError as error:
+            logger.warning("letter not given back", extra={"message_id": message.id, "reason": str(error)})

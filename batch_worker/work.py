@@ -1,0 +1,142 @@
+"""What one message asks for, done: through the server, believed when S3 says so, with its session completed."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from shared.combine import Combiner
+from shared.errors import BadMessage, PermanentError, RefusedKey, TransientError
+from shared.events import Letter, NotAnUpload, Upload, Wake, parse_letter
+from shared.jobs import Job, JobMessage
+from shared.keys import AudioKey, IgnoredKey, ManifestKey, parse_key, session_of
+from shared.outcomes import Standing, record_failure, record_refusal, standing
+from shared.server import Answer, Limits, Said, ServerClient
+from shared.store import Store
+
+ROUTE = "queue"
+CONNECT_SECONDS = 2.0
+BUSY_WAIT_SECONDS = 2.0  # when the server does not say how long
+GAVE_UP = "gave-up"
+
+logger = Logger(service="batch-worker", child=True)
+
+
+class Result(StrEnum):
+    """How a letter ended. All but LATER mean that its message may be deleted."""
+
+    TRANSCRIBED = "transcribed"
+    SKIPPED = "skipped"  # it was done, or is another version's by now
+    FAILED = "failed"  # recorded in S3
+    CHECKED = "checked"  # a session was looked at
+    IGNORED = "ignored"
+    LATER = "later"  # the queue keeps it
+
+
+class Unauthorized(TransientError):
+    """The server does not accept our key: nothing will work until a person changes that."""
+
+
+@dataclass
+class Worker:
+    """Everything a job is done through. Safe to call from many threads.
+
+    `stopping`: set when the process is to end; a job that waits for a busy server then gives up its turn.
+    """
+
+    store: Store
+    combiner: Combiner
+    server: ServerClient
+    job_seconds: float
+    stopping: threading.Event
+
+    def handle(self, document: Any, *, attempts: int, final: bool = False) -> list[Result]:
+        """Do what a message's document asks for.
+
+        Args:
+            attempts: how often this was tried, this time included.
+            final: there will be no further try: a job that fails while the server lives gets a recorded failure.
+
+        Raises:
+            BadMessage: nobody can read it.
+            TransientError: S3, or our key, is the matter.
+        """
+        return [self._letter(letter, attempts, final) for letter in parse_letter(document)]
+
+    def _letter(self, letter: Letter, attempts: int, final: bool) -> Result:
+        match letter:
+            case JobMessage():
+                return self._job(letter.job(), attempts, final)
+            case Upload():
+                return self._upload(letter, attempts, final)
+            case NotAnUpload() | Wake():
+                return Result.IGNORED
+
+    def _upload(self, upload: Upload, attempts: int, final: bool) -> Result:
+        """A raw event that the router could not handle."""
+        if upload.bucket != self.store.bucket:
+            raise BadMessage(f"an upload to {upload.bucket}, but this worker serves {self.store.bucket} alone")
+        try:
+            parsed = parse_key(upload.key)
+        except RefusedKey as error:
+            record_refusal(self.store, upload.key, upload.etag or "", error)
+            return Result.FAILED
+        if isinstance(parsed, IgnoredKey):
+            return Result.IGNORED
+        if isinstance(parsed, ManifestKey):
+            self.combiner.combine(parsed.session)
+            return Result.CHECKED
+        info = self.store.head(upload.key)
+        if info is None:
+            logger.warning("nothing to transcribe: the object is gone", extra={"key": upload.key})
+            return Result.SKIPPED
+        job = Job(bucket=upload.bucket, key=upload.key, etag=info.etag, size=info.size, options=upload.options)
+        return self._job(job, attempts, final)
+
+    def _job(self, job: Job, attempts: int, final: bool) -> Result:
+        if job.bucket != self.store.bucket:
+            raise BadMessage(f"a job in {job.bucket}, but this worker serves {self.store.bucket} alone")
+        result = self._transcribe(job, attempts, final)
+        if result is not Result.LATER:
+            self._complete_session(job.audio)  # before the message may be forgotten
+        logger.info("job", extra={"job_id": job.job_id, "key": job.key, "result": result, "attempts": attempts})
+        return result
+
+    def _transcribe(self, job: Job, attempts: int, final: bool) -> Result:
+        if standing(self.store, job, check_source=True) is not Standing.OPEN:
+            return Result.SKIPPED
+        answer = self._ask(job)
+        if answer.said is Said.UNAUTHORIZED:
+            raise Unauthorized(f"the server does not accept our key or bucket (HTTP {answer.status}): check API_KEY")
+        if answer.said is Said.REFUSED:
+            record_failure(self.store, job, PermanentError(answer.message, type=answer.type), attempts=attempts)
+            return Result.FAILED
+        if standing(self.store, job, check_source=True) is not Standing.OPEN:  # S3, not the answer, says so
+            return Result.TRANSCRIBED
+        if answer.said is Said.DONE:
+            answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
+        if final and answer.said is not Said.BUSY:
+            type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
+            error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
+            record_failure(self.store, job, error, attempts=attempts)
+            return Result.FAILED
+        logger.warning("later", extra={"job_id": job.job_id, "key": job.key, "reason": answer.message})
+        return Result.LATER
+
+    def _ask(self, job: Job) -> Answer:
+        """Post the job, and wait while the server is busy: busy is not dead, and the queue has no better place."""
+        limits = Limits(CONNECT_SECONDS, self.job_seconds)
+        while True:
+            answer = self.server.transcribe(job, limits, route=ROUTE)
+            if answer.said is not Said.BUSY or self.stopping.wait(answer.retry_after or BUSY_WAIT_SECONDS):
+                return answer
+
+    def _complete_session(self, audio: AudioKey) -> None:
+        if session := session_of(audio):
+            self.combiner.combine(session)
+
+
+Handle = Callable[[Any], list[Result]]

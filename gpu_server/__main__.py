@@ -1,0 +1,129 @@
+"""`python -m gpu_server`: wires settings, S3, engine and HTTP together, and decides how the process ends."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import boto3
+import uvicorn
+from aws_lambda_powertools import Logger
+from fastapi import FastAPI
+
+from gpu_server.app import create_app
+from gpu_server.decode_pool import DecodePool
+from gpu_server.decoding import Limits
+from gpu_server.engines import EngineError, load_engine
+from gpu_server.metrics import ServerMetrics
+from gpu_server.readiness import Phase, Readiness
+from gpu_server.service import Service
+from gpu_server.settings import ServerSettings
+from gpu_server.transcriber import Transcriber
+from shared.bus import publisher
+from shared.combine import Combiner
+from shared.errors import SettingsError
+from shared.settings import load
+from shared.store import CLIENT_CONFIG, S3Store
+
+EXIT_SETTINGS = 2
+EXIT_MODEL = 3
+EXIT_ENGINE = 70  # sysexits' EX_SOFTWARE: the supervisor is to restart us
+
+logger = Logger(service="gpu-server")
+
+
+class Exit:
+    """The exit status, set by whatever ends the process."""
+
+    status = 0
+
+    def now(self, status: int) -> None:
+        self.status = status
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> int:
+    try:
+        settings = load(ServerSettings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return EXIT_SETTINGS
+    leave = Exit()
+    with tempfile.TemporaryDirectory(prefix="transcription-") as workspace:
+        service = _service(settings, Path(workspace))
+        app = create_app(service, settings, lifespan=_lifespan(service, settings, leave))
+        uvicorn.run(
+            app,
+            host=settings.fast_api_host,
+            port=settings.fast_api_port,
+            timeout_graceful_shutdown=int(settings.drain_timeout),
+            timeout_keep_alive=5,
+            limit_concurrency=settings.max_in_flight * 8 + 64,
+            server_header=False,
+            log_level="warning",
+        )
+    return leave.status
+
+
+def _service(settings: ServerSettings, workspace: Path) -> Service:
+    store = combiner = None
+    if settings.audio_bucket:
+        s3 = boto3.client("s3", region_name=settings.aws_region, config=CLIENT_CONFIG)
+        events = boto3.client("events", region_name=settings.aws_region, config=CLIENT_CONFIG)
+        store = S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner)
+        combiner = Combiner(store, publisher(events, settings.event_bus_name))
+    readiness = Readiness(settings.max_in_flight)
+    return Service(readiness, ServerMetrics(), workspace=workspace, store=store, combiner=combiner)
+
+
+def _lifespan(service: Service, settings: ServerSettings, leave: Exit):  # type: ignore[no-untyped-def]
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(service, settings, leave))
+        yield
+        loading.cancel()
+        await service.drain(settings.drain_timeout)
+
+    return lifespan
+
+
+async def _load(service: Service, settings: ServerSettings, leave: Exit) -> None:
+    """Load the model while /health says so. A server without its model is of no use to anyone: it exits."""
+    try:
+        service.transcriber = await asyncio.to_thread(_transcriber, service, settings, leave)
+    except EngineError as error:
+        logger.error("the model cannot be loaded", extra={"reason": str(error)})
+        service.readiness.phase = Phase.BROKEN
+        leave.now(EXIT_MODEL)
+        return
+    service.readiness.phase = Phase.READY
+    engine = service.transcriber.engine
+    logger.info("ready", extra={"model": engine.model, "engine": engine.name, "device": engine.device})
+
+
+def _transcriber(service: Service, settings: ServerSettings, leave: Exit) -> Transcriber:
+    limits = Limits(max_seconds=settings.max_audio_seconds)
+    decoders = DecodePool(workers=settings.decoders, limits=limits, timeout_s=settings.decode_timeout)
+    decoders.warm_up()
+    engine = load_engine(
+        settings.engine,
+        model=settings.whisper_model,
+        device=settings.device,
+        compute_type=settings.compute_type,
+        threads=settings.threads,
+        align_model_dir=settings.align_model_dir,
+    )
+
+    def broken() -> None:
+        service.readiness.phase = Phase.BROKEN
+        leave.now(EXIT_ENGINE)
+
+    return Transcriber(engine, decoders, service.metrics, on_fault=broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

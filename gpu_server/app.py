@@ -1,0 +1,193 @@
+"""The HTTP interface: routes that check, hand over to the service, and answer."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, File, Response, UploadFile
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gpu_server import problems
+from gpu_server.doors import BodyDoor, KeyDoor
+from gpu_server.fetching import FetchError, fetch_url
+from gpu_server.problems import Refused
+from gpu_server.requests import Healthy, Receipt, TranscribeS3, TranscribeUrl, split_s3_path, upload_options
+from gpu_server.service import Done, Service, wait_for
+from gpu_server.settings import ServerSettings
+from shared.errors import SourceMissing
+from shared.jobs import Job, Options
+from shared.keys import OUTPUT_PREFIX, parse_audio_key
+from shared.outcomes import JSON
+from shared.store import ABSENT, PreconditionFailed, Store
+from shared.transcript import Transcript
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+UPLOAD_PATH = "/transcribe"
+JSON_CONTENT = {
+    "content": {JSON: {"schema": Transcript.model_json_schema(ref_template="#/components/schemas/{model}")}}
+}
+PROBLEMS: dict[int | str, dict[str, object]] = {
+    400: {"description": "The request cannot be understood"},
+    401: {"description": "No valid API key"},
+    413: {"description": "Too large, or too long"},
+    415: {"description": "Not a media format we decode"},
+    422: {"description": "Media without audio that can be decoded"},
+    429: {"description": "Full; see Retry-After"},
+    503: {"description": "Loading or draining; see Retry-After"},
+}
+
+
+def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan) -> FastAPI:
+    """The application; `lifespan` loads the model and drains."""
+    app = FastAPI(
+        title="Smart Transcription Router: WhisperX server",
+        description="Speech to text with word times, from an upload, from S3, or from a URL.",
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    app.add_middleware(BodyDoor, upload_path=UPLOAD_PATH, upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(KeyDoor, keys=settings.keys)  # added last, so it is passed first
+
+    @app.get("/livez", include_in_schema=False)
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/health", response_model=Healthy, responses={503: {"model": Healthy}})
+    async def health() -> JSONResponse:
+        """200 when a job would be taken now; 503 with the reason when not."""
+        readiness, transcriber = service.readiness, service.transcriber
+        engine = transcriber.engine if transcriber else None
+        body = Healthy(
+            status="ready" if readiness.reason is None else "unavailable",
+            reason=readiness.reason,
+            device=engine.device if engine else None,
+            model=engine.model if engine else None,
+            engine=engine.name if engine else None,
+            capacity=readiness.capacity,
+            in_flight=readiness.in_flight,
+        )
+        headers = {} if readiness.reason is None else {"Retry-After": str(readiness.retry_after)}
+        return JSONResponse(body.model_dump(), 200 if readiness.reason is None else 503, headers)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post(UPLOAD_PATH, response_model=Transcript, responses=PROBLEMS)
+    async def transcribe(
+        file: Annotated[UploadFile, File(description="audio or video, any common format")],
+        options: Annotated[Options, Depends(upload_options)],
+        folder: Annotated[Path, Depends(_folder)],
+    ) -> Response:
+        """Transcribe an uploaded file."""
+        service.readiness.check()
+        audio = folder / "audio"
+        await service.look_up(partial(_save, file, audio))
+        return _json(await service.transcribe_file(audio, options))
+
+    @app.post(
+        "/transcribe-s3",
+        response_model=Transcript | Receipt,
+        responses={**PROBLEMS, 202: {"model": Receipt}, 403: {"description": "Not a bucket of this server"}, 404: {}},
+    )
+    async def transcribe_s3(request: TranscribeS3) -> Response:
+        """Transcribe an object in S3; the transcript goes to S3 too, where the layout says."""
+        store = _store(service)
+        job, copy_to = await _job(request, store, service)
+        flight = service.start_job(job, request.route)
+        receipt = partial(Receipt, job_id=job.job_id, s3_output_path=f"s3://{job.bucket}/{job.output_key}")
+        if not request.wait:
+            return JSONResponse(receipt(status="accepted").model_dump(), 202)
+        done = await wait_for(flight, settings.request_timeout)
+        if copy_to and done.transcript:
+            await service.look_up(partial(_copy, store, copy_to, done))
+        if request.return_text and done.transcript:
+            return _json(done.transcript)
+        return JSONResponse(receipt(status=done.written).model_dump())
+
+    @app.post("/transcribe-url", response_model=Transcript, responses={**PROBLEMS, 403: {}})
+    async def transcribe_url(request: TranscribeUrl, folder: Annotated[Path, Depends(_folder)]) -> Response:
+        """Fetch audio from a URL and transcribe it. Off unless the operator sets ALLOW_URL_FETCH."""
+        if not settings.allow_url_fetch:
+            raise Refused(403, "url-fetch-off", "Fetching URLs is off on this server (ALLOW_URL_FETCH).")
+        service.readiness.check()
+        audio = folder / "audio"
+        fetch = partial(
+            fetch_url,
+            request.audio_url,
+            audio,
+            max_bytes=settings.max_upload_bytes,
+            timeout_s=settings.url_fetch_timeout,
+            allow_hosts=settings.fetch_hosts,
+        )
+        try:
+            await service.look_up(fetch)
+        except FetchError as error:
+            raise Refused(error.status, error.type, str(error)) from error
+        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
+        return _json(await service.transcribe_file(audio, options))
+
+    return app
+
+
+async def _folder() -> AsyncIterator[Path]:
+    """A folder of the request's own, gone after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _store(service: Service) -> Store:
+    if service.store is None:
+        raise Refused(403, "no-bucket", "This server has no bucket (AUDIO_BUCKET is not set).")
+    return service.store
+
+
+async def _job(request: TranscribeS3, store: Store, service: Service) -> tuple[Job, str | None]:
+    """The job, and the key of the further copy if one is wanted. Raises Refused, RefusedKey, SourceMissing."""
+    bucket, key = split_s3_path(request.s3_input_path)
+    if bucket != store.bucket:
+        raise Refused(403, "bucket-not-allowed", "This server does not serve that bucket.")
+    parse_audio_key(key)
+    copy_to = _copy_key(request.s3_output_path, store) if request.s3_output_path else None
+    etag, size = request.etag, None
+    if etag is None:
+        service.readiness.check()
+        info = await service.look_up(partial(store.head, key))
+        if info is None:
+            raise SourceMissing(f"There is no object {key} in {bucket}.")
+        etag, size = info.etag, info.size
+    options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
+    return Job(bucket=bucket, key=key, etag=etag, size=size, options=options), copy_to
+
+
+def _copy_key(path: str, store: Store) -> str:
+    bucket, key = split_s3_path(path)
+    if bucket != store.bucket or not key.startswith(OUTPUT_PREFIX) or not key.endswith(".json"):
+        raise Refused(403, "output-not-allowed", f"A copy may go to s3://{store.bucket}/{OUTPUT_PREFIX}….json only.")
+    return key
+
+
+def _copy(store: Store, key: str, done: Done) -> None:
+    """Write the caller's own copy; the newest wins, since nothing depends on it."""
+    assert done.transcript
+    while True:
+        current = store.head(key)
+        try:
+            store.put(key, done.transcript.to_json(), content_type=JSON, if_match=current.etag if current else ABSENT)
+        except PreconditionFailed:
+            continue
+        return
+
+
+def _save(upload: UploadFile, target: Path) -> None:
+    with target.open("wb") as file:
+        shutil.copyfileobj(upload.file, file, 1 << 20)
+
+
+def _json(transcript: Transcript) -> Response:
+    return Response(transcript.to_json(), media_type=JSON)

@@ -1,0 +1,66 @@
+"""What every request passes before it costs anything: the key, and a limit on its body."""
+
+import base64
+import binascii
+import hmac
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gpu_server.problems import problem
+
+OPEN_PATHS = frozenset({"/health", "/livez"})
+JSON_BYTES = 64 * 1024
+
+
+class KeyDoor:
+    """Answers 401 unless the request brings one of `keys`, as `X-API-Key`, as a bearer token, or as Basic's password.
+
+    Basic is for people: it is how a browser opens /docs. With no keys, everyone may enter.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._keys = tuple(key.encode() for key in keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS and not self._fits(scope):
+            response = problem(HTTPStatus.UNAUTHORIZED, "unauthorized", "A valid API key is required.")
+            response.headers["WWW-Authenticate"] = 'Bearer, Basic realm="transcription"'
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _fits(self, scope: Scope) -> bool:
+        given = _given_key(Headers(scope=scope))
+        # Bytes: compare_digest raises TypeError on non-ASCII text. All keys are tried, so that time tells nothing.
+        return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
+
+
+def _given_key(headers: Headers) -> bytes:
+    if key := headers.get("x-api-key"):
+        return key.encode("latin-1")
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode("latin-1")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+class BodyDoor:
+    """413 for a body over the limit: of an upload for `upload_path`, of a small JSON document everywhere else."""
+
+    def __init__(self, app: ASGIApp, *, upload_path: str, upload_bytes: int) -> None:
+        self._upload_path = upload_path
+        self._uploads = RequestBodyLimitMiddleware(app, upload_bytes)
+        self._documents = RequestBodyLimitMiddleware(app, JSON_BYTES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_upload = scope["type"] == "http" and scope["path"] == self._upload_path
+        await (self._uploads if is_upload else self._documents)(scope, receive, send)

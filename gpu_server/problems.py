@@ -1,0 +1,73 @@
+"""Errors as RFC 9457 problem documents: a stable type, a status, and words for whoever made the request.
+
+Nothing of a caught exception's text goes out unless it was written for a client.
+"""
+
+import uuid
+from http import HTTPStatus
+
+from aws_lambda_powertools import Logger
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from shared.errors import PermanentError, TransientError
+
+MEDIA_TYPE = "application/problem+json"
+logger = Logger(service="gpu-server", child=True)
+
+
+class Refused(Exception):
+    """A request that gets a problem document. `retry_after` in seconds."""
+
+    def __init__(self, status: int, type: str, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.type, self.detail, self.retry_after = status, type, detail, retry_after
+
+
+def problem(status: int, type: str, detail: str, *, retry_after: int | None = None, **more: str) -> JSONResponse:
+    headers = {"Retry-After": str(retry_after)} if retry_after is not None else {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    document = {
+        "type": f"/problems/{type}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        **more,
+    }
+    return JSONResponse(document, status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of `app` the same shape."""
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return problem(error.status, error.type, error.detail, retry_after=error.retry_after)
+
+    @app.exception_handler(PermanentError)
+    async def permanent(request: Request, error: PermanentError) -> JSONResponse:
+        return problem(error.status, error.type, error.message)
+
+    @app.exception_handler(TransientError)
+    async def transient(request: Request, error: TransientError) -> JSONResponse:
+        logger.warning("store unavailable", extra={"reason": str(error)})
+        return problem(502, "store-unavailable", "The object store did not do its part; try again.")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return problem(400, "invalid-request", f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "http", str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        correlation_id = uuid.uuid4().hex
+        logger.exception("unexpected", extra={"correlation_id": correlation_id})
+        return problem(500, "internal", "Something failed on the server.", correlation_id=correlation_id)

@@ -1,0 +1,86 @@
+"""What callers may ask, as FastAPI reads and documents it."""
+
+import re
+from typing import Annotated
+
+from fastapi import Form
+from pydantic import BaseModel, ConfigDict, Field
+
+from gpu_server.problems import Refused
+from gpu_server.transcriber import Route
+from shared.jobs import Options
+
+_S3_PATH = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)", re.DOTALL)
+
+
+class TranscribeS3(Options):
+    """A job whose audio and result are in S3."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"s3_input_path": "s3://bucket/users/ann/audio/sessions/standup/chunk-1.webm"}]
+        },
+    )
+
+    s3_input_path: str = Field(max_length=1100, description="s3://bucket/key of the audio")
+    s3_output_path: str | None = Field(
+        default=None, max_length=1100, description="s3://bucket/transcripts/….json for a further copy of the result"
+    )
+    return_text: bool = Field(default=True, description="answer with the transcript; false: with a receipt")
+    wait: bool = Field(default=True, description="false: answer 202 at once; the result goes to S3")
+    etag: str | None = Field(default=None, max_length=256, description="only if the audio still is this version")
+    route: Route = Field(default="direct", description="how the job came here; kept in the transcript")
+
+
+class TranscribeUrl(Options):
+    """Audio that the server is to fetch."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"audio_url": "https://example.com/talk.mp3"}]}
+    )
+
+    audio_url: str = Field(max_length=4096)
+
+
+class Receipt(BaseModel):
+    """What a caller that doesn't want the text gets."""
+
+    job_id: str
+    status: str
+    s3_output_path: str
+
+
+class Healthy(BaseModel):
+    status: str
+    reason: str | None = None
+    device: str | None = None
+    model: str | None = None
+    engine: str | None = None
+    capacity: int
+    in_flight: int
+
+
+def upload_options(
+    language: Annotated[str | None, Form(max_length=16)] = None,
+    task: Annotated[str, Form(pattern="^(transcribe|translate)$")] = "transcribe",
+    initial_prompt: Annotated[str | None, Form(max_length=2000)] = None,
+    hotwords: Annotated[str | None, Form(max_length=2000)] = None,
+    word_timestamps: Annotated[bool, Form()] = True,
+) -> Options:
+    """The options of a multipart upload."""
+    return Options(
+        language=language or None,
+        task="translate" if task == "translate" else "transcribe",
+        initial_prompt=initial_prompt or None,
+        hotwords=hotwords or None,
+        word_timestamps=word_timestamps,
+    )
+
+
+def split_s3_path(path: str) -> tuple[str, str]:
+    """(bucket, key) of an `s3://bucket/key` path; the key is taken as it stands. Raises Refused."""
+    match = _S3_PATH.fullmatch(path)
+    if not match:
+        raise Refused(400, "invalid-s3-path", "An S3 path looks like s3://bucket/key.")
+    return match.group(1), match.group(2)
