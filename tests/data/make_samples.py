@@ -92,17 +92,12 @@ def speak(text: str, *, piper: Path, voice: Path, rate: int) -> Samples:
     with tempfile.TemporaryDirectory() as folder:
         script, sound = Path(folder) / "text.txt", Path(folder) / "speech.wav"
         script.write_text(text)
-        subprocess.run(
-            [piper, "-m", voice, "-i", script, "-f", sound]
-            + ["--sentence-silence", str(PAUSE_S), "--length-scale", str(SLOWNESS)],
-            check=True,
-        )
+        style = ["--sentence-silence", str(PAUSE_S), "--length-scale", str(SLOWNESS)]
+        subprocess.run([piper, "-m", voice, "-i", script, "-f", sound, *style], check=True)
         resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
         with av.open(str(sound)) as container:
             frames = [
-                resampled
-                for frame in [*container.decode(audio=0), None]
-                for resampled in resampler.resample(frame)
+                resampled for frame in [*container.decode(audio=0), None] for resampled in resampler.resample(frame)
             ]
     return np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
