@@ -182,6 +182,8 @@ def _decode(file: BinaryIO, out: BinaryIO, *, limits: Limits) -> Decoded:
                 return Decoded(samples=0, container=container.format.name, reason="header-only")
             raise NoAudioStream("The file has no audio stream.")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise Undecodable("The audio's codec is unknown.")
         stream.codec_context.thread_count = 1
         sink = _Sink(out, limits=limits)
         packets, skipped, truncated = 0, 0, False
@@ -229,8 +231,15 @@ class _Anonymous:
 
     def __init__(self, file: BinaryIO) -> None:
         self.read = file.read
-        self.seek = file.seek
         self.tell = file.tell
+        self._seek = file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of a file, but -1 instead of an exception: damaged files make FFmpeg seek below 0."""
+        try:
+            return self._seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
 
 
 class _Sink:
