@@ -155,30 +155,30 @@ def load_engine(
     threads: CPU threads; 0 is all there are. batch_size: windows at once (WhisperX).
     vad_onset: how sure the speech detector must be, in (0, 1); None is its own default.
     align_model_dir: wav2vec2 models, one folder per language code (WhisperX).
+
+    Raises :class:`ModelMissing` or :class:`EngineFault`.
     """
     if kind == "auto":
         kind = "whisperx" if importlib.util.find_spec("whisperx") else "faster-whisper"
-    if kind == "whisperx":
-        from gpu_server.engines import whisperx_engine
+    try:
+        if kind == "whisperx":
+            from gpu_server.engines import whisperx_engine
 
-        return whisperx_engine.load(
-            model=model,
-            device=device,
-            compute_type=compute_type,
-            threads=threads,
-            batch_size=batch_size,
-            vad_onset=vad_onset,
-            align_model_dir=align_model_dir,
-        )
-    from gpu_server.engines import light
+            return whisperx_engine.load(
+                model=model,
+                device=device,
+                compute_type=compute_type,
+                threads=threads,
+                batch_size=batch_size,
+                vad_onset=vad_onset,
+                align_model_dir=align_model_dir,
+            )
+        from gpu_server.engines import light
 
-    return light.load(
-        model=model,
-        device=device,
-        compute_type=compute_type,
-        threads=threads,
-        vad_onset=vad_onset,
-    )
+        return light.load(model=model, device=device, compute_type=compute_type, threads=threads, vad_onset=vad_onset)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        # Not installed, damaged files, a compute type the device lacks: only people can help.
+        raise EngineFault(f"The engine {kind!r} cannot load the model {model!r}: {error}") from error
 
 
 def check_options(options: Options, *, model: str, languages: frozenset[str]) -> None:

@@ -369,7 +369,7 @@ class _OneSentence:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' greetings out of the log; errors still come as exceptions."""
-    chatty = [logging.getLogger(name) for name in ("lightning", "pytorch_lightning", "pyannote")]
+    chatty = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "pyannote")]
     levels = [logger.level for logger in chatty]
     for logger in chatty:
         logger.setLevel(logging.ERROR)
