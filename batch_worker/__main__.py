@@ -1,4 +1,4 @@
-"""`python -m batch_worker [--until-empty]`: wires settings, AWS and the server; exit status 0 means that all is done."""
+"""`python -m batch_worker [--until-empty]`: wires settings, AWS and server; exit status 0 means that all is done."""
 
 import argparse
 import signal

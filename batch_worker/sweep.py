@@ -64,7 +64,7 @@ def _open(store: Store, infos: Iterable[ObjectInfo]) -> list[Job]:
         if standing(store, job) is not Standing.OPEN:
             return None
         if info.size == 0:
-            record_failure(store, job, PermanentError("the object has no bytes", type="empty-audio"))
+            record_failure(store, job, PermanentError("the object has no bytes", type="media-empty"))
         return job
 
     with ThreadPoolExecutor(PARALLEL_READS) as pool:

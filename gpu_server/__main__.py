@@ -53,6 +53,9 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
     leave = Exit()
+    # uvicorn raises the signal that stopped it once more when it is done: then we leave, with our own status.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(leave.status))
     with tempfile.TemporaryDirectory(prefix="transcription-") as workspace:
         service = _service(settings, Path(workspace))
         app = create_app(service, settings, lifespan=_lifespan(service, settings, leave))

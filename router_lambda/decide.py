@@ -70,7 +70,7 @@ def triage(
     if standing is not Standing.OPEN:
         return Skip(standing)
     if job.size == 0:
-        return Refuse("empty-audio", "the object has no bytes")
+        return Refuse("media-empty", "the object has no bytes")
     if force_batch:
         return Enqueue(Reason.FORCED, "the event asks for the batch")
     if policy.batch_only:

@@ -1,0 +1,224 @@
+"""The chunk write protocol, step by step, and under faults at every call."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.chunk_writer import Written, write_chunk
+from shared.errors import Contended, InputRefused, SourceMissing, StoreUnavailable, TransientError
+from shared.jobs import Job
+from shared.outcomes import Standing, read_failure, read_outcome, record_failure, standing
+from shared.transcript import Transcript
+from tests.fakes import MemoryStore, transcript_for
+
+KEY = "users/u/audio/sessions/s/chunk-1.webm"
+
+
+def job_of(store: MemoryStore, key: str = KEY) -> Job:
+    return Job(bucket=store.bucket, key=key, etag=store.objects[key][1].etag)
+
+
+class Recognizer:
+    """Counts its calls; its text is what the audio says, so that a mislabelled transcript shows."""
+
+    def __init__(self, job: Job, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.job, self.meanwhile, self.calls = job, meanwhile, 0
+
+    def __call__(self, audio: Path) -> Transcript:
+        self.calls += 1
+        text = audio.read_text()
+        self.meanwhile()
+        return transcript_for(self.job, text)
+
+
+def test_the_transcript_names_the_input_it_is_of(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY, b"hello")
+    job = job_of(store)
+    assert write_chunk(store, job, Recognizer(job), workspace=tmp_path) is Written.WRITTEN
+    outcome = read_outcome(store, job)
+    assert outcome.is_for(job)
+    assert outcome.transcript is not None
+    assert outcome.transcript.text == "hello"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_delivery_does_no_work(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    recognizer = Recognizer(job)
+    write_chunk(store, job, recognizer, workspace=tmp_path)
+    assert write_chunk(store, job, recognizer, workspace=tmp_path) is Written.ALREADY_DONE
+    assert recognizer.calls == 1
+
+
+def test_new_audio_under_the_same_key_replaces_the_transcript(store: MemoryStore, tmp_path: Path) -> None:
+    for text in (b"first", b"second"):
+        store.upload(KEY, text)
+        job = job_of(store)
+        write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+    outcome = read_outcome(store, job)
+    assert outcome.transcript is not None
+    assert outcome.transcript.text == "second"
+
+
+def test_a_job_for_overwritten_audio_is_superseded(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY, b"first")
+    old = job_of(store)
+    store.upload(KEY, b"second")
+    recognizer = Recognizer(old)
+    assert write_chunk(store, old, recognizer, workspace=tmp_path) is Written.SUPERSEDED
+    assert recognizer.calls == 0
+
+
+def test_audio_overwritten_while_it_is_transcribed_is_superseded_too(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY, b"first")
+    old = job_of(store)
+    recognizer = Recognizer(old, meanwhile=lambda: store.upload(KEY, b"second"))
+    assert write_chunk(store, old, recognizer, workspace=tmp_path) is Written.SUPERSEDED
+    assert store.get(old.output_key) is None
+
+
+def test_an_older_transcript_never_replaces_a_newer_one(store: MemoryStore, tmp_path: Path) -> None:
+    """The audio changes, and its new transcript is written, between our last look and our write."""
+    store.upload(KEY, b"first")
+    old = job_of(store)
+
+    def overwrite_before_the_put(name: str, key: str, when: str) -> None:
+        if (name, key, when) == ("put", old.output_key, "before"):
+            store.hook = lambda *_: None
+            store.upload(KEY, b"second")
+            store.upload(old.output_key, transcript_for(job_of(store), "second").to_json())
+
+    store.hook = overwrite_before_the_put
+    assert write_chunk(store, old, Recognizer(old), workspace=tmp_path) is Written.SUPERSEDED
+    outcome = read_outcome(store, job_of(store))
+    assert outcome.transcript is not None
+    assert outcome.transcript.text == "second"
+
+
+def test_missing_audio_is_permanent(store: MemoryStore, tmp_path: Path) -> None:
+    job = Job(bucket=store.bucket, key=KEY, etag="e")
+    with pytest.raises(SourceMissing):
+        write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+
+
+def test_a_write_whose_answer_was_lost_counts_as_written(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+
+    def lose_the_answer(name: str, key: str, when: str) -> None:
+        if (name, when) == ("put", "after"):
+            store.hook = lambda *_: None
+            raise StoreUnavailable("connection closed")
+
+    store.hook = lose_the_answer
+    recognizer = Recognizer(job)
+    assert write_chunk(store, job, recognizer, workspace=tmp_path) is Written.WRITTEN
+    assert recognizer.calls == 1
+
+
+def test_an_unreadable_transcript_is_done_again(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    store.upload(job.output_key, b"{not json")
+    assert write_chunk(store, job, Recognizer(job), workspace=tmp_path) is Written.WRITTEN
+    assert read_outcome(store, job).is_for(job)
+
+
+def test_a_bucket_that_refuses_writes_is_named_in_the_end(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+
+    def deny(name: str, key: str, when: str) -> None:
+        if name == "put":
+            raise StoreUnavailable("S3 PutObject: AccessDenied")
+
+    store.hook = deny
+    with pytest.raises(Contended, match="AccessDenied"):
+        write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+
+
+@pytest.mark.parametrize("order", [("chunk-1.webm", "chunk-1.mp3"), ("chunk-1.mp3", "chunk-1.webm")])
+def test_of_two_objects_with_one_chunk_number_the_newest_wins_for_ever(
+    store: MemoryStore, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    keys = [KEY.replace("chunk-1.webm", name) for name in order]
+    for key in keys:
+        store.upload(key, key.encode())
+    older, newer = (job_of(store, key) for key in keys)
+    results = []
+    for job in (older, newer, older, newer, older):
+        results.append(write_chunk(store, job, Recognizer(job), workspace=tmp_path))
+    assert results[1:] == [Written.WRITTEN, Written.DUPLICATE, Written.ALREADY_DONE, Written.ALREADY_FAILED]
+    assert read_outcome(store, newer).is_for(newer)
+    failure = read_failure(store, older)
+    assert failure is not None
+    assert failure.type == "duplicate-chunk"
+
+
+def test_a_recorded_failure_is_not_tried_again_unless_asked(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    record_failure(store, job, InputRefused("no audio", type="media-no-audio"))
+    recognizer = Recognizer(job)
+    assert write_chunk(store, job, recognizer, workspace=tmp_path) is Written.ALREADY_FAILED
+    assert write_chunk(store, job, recognizer, workspace=tmp_path, retry_failed=True) is Written.WRITTEN
+    assert standing(store, job) is Standing.TRANSCRIBED
+
+
+def test_a_failure_is_never_recorded_over_a_success(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+    record_failure(store, job, InputRefused("too late"))
+    assert read_failure(store, job) is None
+
+
+def test_a_failure_of_old_audio_says_nothing_about_new_audio(store: MemoryStore) -> None:
+    store.upload(KEY, b"first")
+    record_failure(store, job_of(store), InputRefused("no audio"))
+    store.upload(KEY, b"second")
+    assert standing(store, job_of(store)) is Standing.OPEN
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    faults=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after"]), st.booleans()), max_size=6)
+)
+def test_faults_at_any_call_lose_nothing_and_mislabel_nothing(
+    tmp_path: Path, faults: list[tuple[int, str, bool]]
+) -> None:
+    """Each fault is an error before or after one S3 call, or a re-recording there; then deliveries go on."""
+    store = MemoryStore()
+    store.upload(KEY, b"v0")
+    counter = 0
+    versions = 0
+
+    def inject(name: str, key: str, when: str) -> None:
+        nonlocal counter, versions
+        counter += when == "before"
+        for number, moment, overwrite in faults:
+            if (counter, when) == (number, moment):
+                if overwrite:
+                    versions += 1
+                    MemoryStore.upload(store, KEY, f"v{versions}".encode())
+                else:
+                    raise StoreUnavailable("injected")
+
+    store.hook = inject
+    for _ in range(len(faults) + 1):
+        job = job_of(store)
+        try:
+            write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+        except TransientError:
+            continue
+    store.hook = lambda *_: None
+    job = job_of(store)
+    write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+    outcome = read_outcome(store, job)
+    assert outcome.is_for(job)
+    assert outcome.transcript is not None
+    assert outcome.transcript.text == f"v{versions}"
