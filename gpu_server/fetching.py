@@ -131,6 +131,14 @@ def is_public(address: str) -> bool:
     return not any(ip in network for network in NOT_PUBLIC)
 
 
+def follow_location(url: httpx.URL, location: str) -> httpx.URL:
+    """Where a redirect from `url` leads; never from https to http."""
+    target = _parse(location, base=url)
+    if url.scheme == "https" and target.scheme != "https":
+        raise UrlNotAllowed("The URL redirects from https to an unprotected address.")
+    return target
+
+
 def resolve_by_system(host: str, port: int) -> list[str]:
     """The addresses of `host`, in the system's order."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -156,9 +164,7 @@ def _follow(
             location = _header(response, b"location")
             if response.status not in REDIRECTS or not location:
                 raise _refusal(response.status)
-        previous, target = target, _parse(location, base=target)
-        if previous.scheme == "https" and target.scheme != "https":
-            raise UrlNotAllowed("The URL redirects from https to an unprotected address.")
+        target = follow_location(target, location)
     raise UrlNotAllowed(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
 
