@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := -q --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install up down worker deploy deploy-core destroy lint format lock clean
+.PHONY: help demo test install up down worker deploy deploy-core lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -54,13 +54,24 @@ def _given_key(headers: Headers) -> bytes:
 
 
 class BodyDoor:
-    """413 for a body over the limit: of an upload for `upload_path`, of a small JSON document everywhere else."""
+    """413 for a body over the limit: of an upload for `upload_path`, of a small JSON document everywhere else.
+
+    A body that announces its length is refused before it is read, one that does not when it gets too long.
+    """
 
     def __init__(self, app: ASGIApp, *, upload_path: str, upload_bytes: int) -> None:
+        self._app = app
         self._upload_path = upload_path
-        self._uploads = RequestBodyLimitMiddleware(app, upload_bytes)
-        self._documents = RequestBodyLimitMiddleware(app, JSON_BYTES)
+        self._upload_bytes = upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["type"] == "http" and scope["path"] == self._upload_path
-        await (self._uploads if is_upload else self._documents)(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._upload_bytes if scope["path"] == self._upload_path else JSON_BYTES
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > limit:
+            response = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"The limit is {limit} bytes.")
+            await response(scope, receive, send)
+        else:
+            await RequestBodyLimitMiddleware(self._app, limit)(scope, receive, send)

@@ -1,0 +1,380 @@
+"""The HTTP interface: who may enter, what is answered, and that one input is worked on once.
+
+The decoder is the real one; the engine is one that can be held still, at the engine's own port.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_server.app import create_app
+from gpu_server.decode_pool import DecodePool
+from gpu_server.decoding import Limits
+from gpu_server.engines import EngineFault, Options, Recognition, Segment, UnsupportedOption, Word
+from gpu_server.metrics import ServerMetrics
+from gpu_server.readiness import Phase, Readiness
+from gpu_server.service import Service
+from gpu_server.settings import ServerSettings
+from gpu_server.transcriber import Transcriber
+from shared.combine import Combiner, SessionTranscribed
+from shared.errors import SettingsError
+from shared.jobs import Job
+from shared.outcomes import read_failure, read_outcome
+from shared.server import Said, read_answer
+from shared.settings import load
+from tests.fakes import MemoryStore
+
+HELLO = Path(__file__).parents[1] / "data/hello.wav"
+KEY = "users/u/audio/sessions/s/chunk-1.webm"
+API_KEY = "correct horse"
+
+
+class HeldEngine:
+    """Says "word" for every second of audio, and waits until `released` before it does."""
+
+    name, model, device, languages = "held", "none", "cpu", frozenset({"en"})
+
+    def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
+        self.released = threading.Event()
+        self.released.set()
+        self.calls = 0
+        self.error: Exception | None = None
+
+    def transcribe(self, audio: Any, options: Options) -> Recognition:
+        self.calls += 1
+        self.started.release()
+        assert self.released.wait(timeout=20)
+        if self.error:
+            raise self.error
+        seconds = int(len(audio) // 16_000)
+        words = tuple(Word(word="word", start=n, end=n + 0.5, score=0.9) for n in range(seconds))
+        segments = (Segment(start=0, end=seconds, text=" ".join(["word"] * seconds), words=words),) if words else ()
+        return Recognition(language="en", segments=segments, engine=self.name, model=self.model, alignment="attention")
+
+    def detect_language(self, audio: Any) -> tuple[str, float]:
+        return "en", 1.0
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[DecodePool]:
+    pool = DecodePool(workers=2, limits=Limits(max_seconds=600))
+    yield pool
+    pool.close()
+
+
+class Served:
+    """A server in this process, its store and its engine."""
+
+    def __init__(self, store: MemoryStore, decoders: DecodePool, workspace: Path, **settings: Any) -> None:
+        self.store = store
+        self.engine = HeldEngine()
+        self.events: list[SessionTranscribed] = []
+        self.faults: list[bool] = []
+        values = {"api_key": API_KEY, "audio_bucket": store.bucket, "aws_region": "us-east-2", "max_in_flight": 2}
+        self.settings = ServerSettings(**(values | settings))
+        self.readiness = Readiness(self.settings.max_in_flight)
+        metrics = ServerMetrics()
+        self.service = Service(
+            self.readiness, metrics, workspace=workspace, store=store, combiner=Combiner(store, self.events.append)
+        )
+        self.service.transcriber = Transcriber(
+            self.engine, decoders, metrics, on_fault=lambda: self.faults.append(True)
+        )
+        self.readiness.phase = Phase.READY
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI):  # type: ignore[no-untyped-def]
+            yield
+
+        self.app = create_app(self.service, self.settings, lifespan=lifespan)
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    def post(self, path: str, **arguments: Any) -> Any:
+        return self.client.post(path, headers={"X-API-Key": API_KEY}, **arguments)
+
+    def upload(self, body: bytes | None = None) -> Any:
+        return self.post("/transcribe", files={"file": ("../../etc/x.m3u8", body or HELLO.read_bytes())})
+
+    def from_s3(self, key: str = KEY, **more: Any) -> Any:
+        return self.post("/transcribe-s3", json={"s3_input_path": f"s3://{self.store.bucket}/{key}", **more})
+
+
+@pytest.fixture
+def served(store: MemoryStore, decoders: DecodePool, tmp_path: Path) -> Iterator[Served]:
+    served = Served(store, decoders, tmp_path)
+    with served.client:
+        yield served
+
+
+def test_an_upload_is_answered_with_its_transcript(served: Served) -> None:
+    answer = served.upload()
+    assert answer.status_code == 200
+    transcript = answer.json()
+    assert transcript["text"].startswith("word word")
+    assert transcript["segments"][0]["words"][0] == {"word": "word", "start": 0.0, "end": 0.5, "score": 0.9}
+    assert served.store.objects == {}
+
+
+def test_audio_in_s3_is_transcribed_to_s3(served: Served) -> None:
+    etag = served.store.upload(KEY, HELLO.read_bytes())
+    answer = served.from_s3(language="en", initial_prompt="hi", return_text=False)
+    assert (answer.status_code, answer.json()["status"]) == (200, "written")
+    job = Job(bucket=served.store.bucket, key=KEY, etag=etag)
+    outcome = read_outcome(served.store, job)
+    assert outcome.is_for(job)
+    assert served.from_s3().json()["text"] == outcome.transcript.text  # type: ignore[union-attr]
+    assert served.engine.calls == 1
+
+
+def test_the_last_chunk_completes_its_session(served: Served) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    served.store.upload(KEY.replace("chunk-1.webm", "metadata.json"), b'{"chunkCount": 1}')
+    served.from_s3()
+    assert [event.session for event in served.events] == ["s"]
+
+
+def test_a_second_request_for_the_same_input_joins_the_first(served: Served) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    served.engine.released.clear()
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(served.from_s3) for _ in range(4)]
+        assert served.engine.started.acquire(timeout=20)
+        assert served.readiness.in_flight == 1
+        served.engine.released.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert served.engine.calls == 1
+
+
+def test_a_job_that_nobody_waits_for_still_ends_in_s3(served: Served) -> None:
+    etag = served.store.upload(KEY, HELLO.read_bytes())
+    served.engine.released.clear()
+    answer = served.from_s3(wait=False)
+    assert (answer.status_code, answer.json()["status"]) == (202, "accepted")
+    served.engine.released.set()
+    job = Job(bucket=served.store.bucket, key=KEY, etag=etag)
+    assert served.from_s3().status_code == 200  # joins, or finds it done
+    assert read_outcome(served.store, job).is_for(job)
+    assert served.engine.calls == 1
+
+
+def test_a_full_server_says_so_at_once_and_stays_healthy_in_the_callers_eyes(served: Served) -> None:
+    served.engine.released.clear()
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(served.upload) for _ in range(2)]
+        for _ in busy[:1]:
+            assert served.engine.started.acquire(timeout=20)
+        while served.readiness.in_flight < 2:
+            assert not any(future.done() for future in busy)
+        refused = served.upload()
+        health = served.client.get("/health")
+        served.engine.released.set()
+        assert {future.result().status_code for future in busy} == {200}
+    assert (refused.status_code, refused.headers["content-type"]) == (429, "application/problem+json")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (health.status_code, health.json()["reason"]) == (503, "saturated")
+    assert read_answer(refused).said is Said.BUSY
+    assert served.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.DRAINING, Phase.BROKEN])
+def test_a_server_that_would_take_no_job_is_not_healthy_but_lives(served: Served, phase: Phase) -> None:
+    served.readiness.phase = phase
+    assert served.client.get("/health").json()["reason"] == phase
+    assert served.upload().status_code == 503
+    assert served.client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "type"),
+    [
+        (b"", 422, "media-empty"),
+        (b"this is plain text, not audio " * 20, 415, "media-not-recognised"),
+        (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n", 415, "media-not-recognised"),
+    ],
+)
+def test_bad_media_is_a_problem_with_words(served: Served, body: bytes, status: int, type: str) -> None:
+    answer = served.post("/transcribe", files={"file": ("a.wav", body)})
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (status, f"/problems/{type}")
+    assert problem["detail"]
+    assert problem["status"] == status
+
+
+def test_bad_media_in_s3_is_recorded_and_not_tried_again(served: Served) -> None:
+    etag = served.store.upload(KEY, b"this is not audio at all " * 10)
+    answers = [served.from_s3() for _ in range(2)]
+    assert all(read_answer(answer).said is Said.REFUSED for answer in answers)
+    failure = read_failure(served.store, Job(bucket=served.store.bucket, key=KEY, etag=etag))
+    assert failure is not None
+    assert failure.type == "media-not-recognised"
+
+
+def test_silence_is_an_empty_transcript_with_a_reason(served: Served) -> None:
+    silence = HELLO.read_bytes()[:44] + bytes(8_000)
+    transcript = served.upload(silence).json()
+    assert (transcript["text"], transcript["reason"]) == ("", "no-speech")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "type"),
+    [
+        ("s3://audio-bucket/users/u/audio/sessions/s/chunk-9.webm", 404, "source-missing"),
+        ("s3://other-bucket/a.mp3", 403, "bucket-not-allowed"),
+        ("s3://audio-bucket/photo.jpg", 422, "refused-key"),
+        ("s3://audio-bucket/users/u/audio/sessions/s/metadata.json", 422, "refused-key"),
+        ("/etc/passwd", 400, "invalid-s3-path"),
+        ("s3://audio-bucket/", 400, "invalid-s3-path"),
+    ],
+)
+def test_a_wrong_s3_path_is_explained(served: Served, path: str, status: int, type: str) -> None:
+    answer = served.post("/transcribe-s3", json={"s3_input_path": path})
+    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{type}")
+
+
+@pytest.mark.parametrize("path", ["s3://audio-bucket/worker-code/x.json", "s3://other/transcripts/x.json", "s3://audio-bucket/transcripts/x.py"])
+def test_a_copy_goes_nowhere_but_to_transcripts(served: Served, path: str) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    assert served.from_s3(s3_output_path=path).status_code in (400, 403)
+    assert list(served.store.objects) == [KEY]
+
+
+def test_a_copy_of_the_transcript_can_be_asked_for(served: Served) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    for _ in range(2):
+        assert served.from_s3(s3_output_path="s3://audio-bucket/transcripts/mine.json").status_code == 200
+    assert json.loads(served.store.objects["transcripts/mine.json"][0])["text"]
+
+
+@pytest.mark.parametrize("body", [{}, {"s3_input_path": 3}, {"s3_input_path": "s3://audio-bucket/a.mp3", "typo": 1}, []])
+def test_a_request_that_cannot_be_understood_is_400(served: Served, body: object) -> None:
+    answer = served.post("/transcribe-s3", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/invalid-request")
+
+
+def test_options_the_model_cannot_do_are_the_callers_to_change(served: Served) -> None:
+    served.engine.error = UnsupportedOption("English only.")
+    answer = served.upload()
+    assert (answer.status_code, answer.json()["detail"]) == (400, "English only.")
+
+
+def test_a_broken_engine_is_nobodys_fault_but_ours(served: Served) -> None:
+    served.engine.error = EngineFault("CUDA error: device lost")
+    etag = served.store.upload(KEY, HELLO.read_bytes())
+    answer = served.from_s3()
+    assert read_answer(answer).said is Said.FAILED
+    assert "CUDA" not in answer.text
+    assert served.faults == [True]
+    assert read_failure(served.store, Job(bucket=served.store.bucket, key=KEY, etag=etag)) is None
+
+
+def test_an_unexpected_error_tells_a_correlation_id_and_nothing_else(served: Served) -> None:
+    served.engine.error = RuntimeError("secret path /root/x")
+    answer = served.upload()
+    assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal")
+    assert "secret" not in answer.text
+    assert served.readiness.in_flight == 0
+
+
+def test_fetching_urls_is_off_by_default(served: Served) -> None:
+    answer = served.post("/transcribe-url", json={"audio_url": "https://example.com/a.mp3"})
+    assert (answer.status_code, answer.json()["type"]) == (403, "/problems/url-fetch-off")
+
+
+def test_a_private_address_is_not_fetched_even_when_fetching_is_on(
+    store: MemoryStore, decoders: DecodePool, tmp_path: Path
+) -> None:
+    served = Served(store, decoders, tmp_path, allow_url_fetch=True)
+    with served.client:
+        answer = served.post("/transcribe-url", json={"audio_url": "https://127.0.0.1/a.mp3"})
+    assert answer.status_code == 403
+    assert "127.0.0.1" not in answer.text
+
+
+def test_an_upload_over_the_limit_is_413(store: MemoryStore, decoders: DecodePool, tmp_path: Path) -> None:
+    served = Served(store, decoders, tmp_path, max_upload_bytes=1000)
+    with served.client:
+        answer = served.upload()
+        assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+        assert served.post("/transcribe-s3", content=b"{" + b" " * 70_000).status_code == 413
+
+
+def routes(app: FastAPI) -> list[tuple[str, str]]:
+    return [(method, route.path) for route in app.routes for method in sorted(route.methods)]  # type: ignore[attr-defined]
+
+
+WRONG_KEYS: list[dict[str, Any]] = [
+    {},
+    {"X-API-Key": "wrong"},
+    {"X-API-Key": ""},
+    {"X-API-Key": "schl\xfcssel".encode("latin-1")},
+    {"X-API-Key": "x" * 8000},
+    {"Authorization": "Bearer wrong"},
+    {"Authorization": "Basic !!!"},
+    {"Authorization": f"Token {API_KEY}"},
+]
+
+
+def test_every_route_but_health_needs_the_key(served: Served) -> None:
+    bodies = set()
+    for method, path in routes(served.app):
+        if path in ("/health", "/livez"):
+            continue
+        for headers in WRONG_KEYS:
+            answer = served.client.request(method, path, headers=headers)
+            assert answer.status_code == 401, (method, path, headers)
+            bodies.add(answer.text)
+    assert len([body for body in bodies if body]) == 1  # absent and wrong look the same
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-API-Key": API_KEY}, {"Authorization": f"Bearer {API_KEY}"}, {"Authorization": "Basic bWU6Y29ycmVjdCBob3JzZQ=="}]
+)
+def test_the_key_may_come_in_three_ways(served: Served, headers: dict[str, str]) -> None:
+    for path in ("/metrics", "/docs", "/openapi.json"):
+        assert served.client.get(path, headers=headers).status_code == 200
+
+
+def test_two_keys_are_accepted_while_one_is_rotated(store: MemoryStore, decoders: DecodePool, tmp_path: Path) -> None:
+    served = Served(store, decoders, tmp_path, api_key="old, new")
+    for key in ("old", "new"):
+        assert served.client.get("/metrics", headers={"X-API-Key": key}).status_code == 200
+
+
+@given(st.binary(max_size=64))
+def test_no_header_value_breaks_the_door(value: bytes) -> None:
+    from gpu_server.doors import _given_key
+    from starlette.datastructures import Headers
+
+    for name in (b"x-api-key", b"authorization"):
+        assert isinstance(_given_key(Headers(raw=[(name, value)])), bytes)
+
+
+def test_an_open_door_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAST_API_HOST", "0.0.0.0")
+    monkeypatch.delenv("API_KEY", raising=False)
+    with pytest.raises(SettingsError, match="API_KEY"):
+        load(ServerSettings)
+
+
+def test_metrics_count_jobs_and_the_recognizers_time(served: Served) -> None:
+    served.upload()
+    text = served.client.get("/metrics", headers={"X-API-Key": API_KEY}).text
+    assert 'transcription_jobs_total{result="written",source="upload"} 1.0' in text
+    assert "recognizer_busy_seconds_total" in text
+
+
+def test_the_api_describes_itself_with_examples(served: Served) -> None:
+    document = served.client.get("/openapi.json", headers={"X-API-Key": API_KEY}).json()
+    assert {"/transcribe", "/transcribe-s3", "/transcribe-url", "/health"} <= set(document["paths"])
+    assert "s3://" in json.dumps(document["components"]["schemas"]["TranscribeS3"])

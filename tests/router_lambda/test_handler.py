@@ -1,0 +1,95 @@
+"""The Lambda's edge: what it returns, what it raises, what it logs."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from router_lambda import handler as edge
+from shared.errors import BadEvent
+from tests.shared.test_events import s3_event
+
+KEY = "users/canary-user/audio/sessions/s/chunk-1.webm"
+
+
+class Context:
+    """What Lambda passes; `remaining` in seconds."""
+
+    def __init__(self, remaining: float = 120) -> None:
+        self.remaining = remaining
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self.remaining * 1000)
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """A bucket and a queue on moto; gives a function that reads the queue's messages."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AUDIO_BUCKET": "audio-bucket",
+        "FAST_API_SERVER_URL": "http://127.0.0.1:9",  # the discard port: nobody listens
+    }.items():
+        monkeypatch.setenv(name, value)
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="audio-bucket")
+        sqs = boto3.client("sqs")
+        url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
+        monkeypatch.setenv("SQS_QUEUE_URL", url)
+        edge._router.cache_clear()
+
+        def messages() -> list[dict[str, Any]]:
+            return [json.loads(m["Body"]) for m in sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])]
+
+        yield messages
+    edge._router.cache_clear()
+
+
+def put(key: str = KEY) -> dict[str, Any]:
+    answer = boto3.client("s3").put_object(Bucket="audio-bucket", Key=key, Body=b"audio")
+    return s3_event(key, etag=answer["ETag"].strip('"'))
+
+
+def test_an_upload_with_a_dead_server_is_in_the_queue_when_the_handler_returns(aws: Callable[[], Any]) -> None:
+    answer = edge.handler(put(), Context())
+    assert [decided["decision"] for decided in answer["decisions"]] == ["queued"]
+    assert [message["reason"] for message in aws()] == ["unhealthy"]
+
+
+def test_a_malformed_event_raises_so_that_lambda_keeps_it(aws: Callable[[], Any]) -> None:
+    with pytest.raises(BadEvent):
+        edge.handler({"source": "aws.s3", "detail-type": "Object Created", "detail": {}}, Context())
+
+
+def test_one_bad_event_of_a_batch_does_not_hold_up_the_others(aws: Callable[[], Any]) -> None:
+    with pytest.raises(BadEvent):
+        edge.handler([{"s3_key": "x"}, put()], Context())
+    assert len(aws()) == 1
+
+
+def test_several_bad_events_are_raised_together(aws: Callable[[], Any]) -> None:
+    with pytest.raises(ExceptionGroup):
+        edge.handler([{"s3_key": "x"}, {}], Context())
+
+
+def test_every_decision_is_one_json_line_and_one_metric_without_the_event(
+    aws: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = put()
+    event["detail"]["requester"] = "canary@example.com"
+    edge.handler(event, Context())
+    output = capsys.readouterr().out
+    lines = [json.loads(line) for line in output.splitlines()]
+    decided = [line for line in lines if line.get("message") == "decided"]
+    assert [(line["decision"], line["key"], bool(line["job_id"])) for line in decided] == [("queued", KEY, True)]
+    assert {"reason", "attempts", "milliseconds"} <= set(decided[0])
+    metrics = [line for line in lines if "_aws" in line]
+    assert metrics[0]["queued"] == [1.0]
+    assert metrics[0]["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "TranscriptionRouter"
+    assert "canary@example.com" not in output
