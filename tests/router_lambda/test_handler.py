@@ -1,6 +1,7 @@
 """The Lambda's edge: what it returns, what it raises, what it logs."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_several_bad_events_are_raised_together(aws: Callable[[], Any]) -> None:
 def test_every_decision_is_one_json_line_and_one_metric_without_the_event(
     aws: Callable[[], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    edge.logger.registered_handler.setStream(sys.stdout)  # type: ignore[attr-defined]
     event = put()
     event["detail"]["requester"] = "canary@example.com"
     edge.handler(event, Context())

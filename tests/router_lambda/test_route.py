@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router_lambda.breaker import COOL_DOWN_SECONDS, THRESHOLD
-from router_lambda.decide import Decision, Policy
+from router_lambda.decide import JITTER, Decision, Policy
 from router_lambda.route import Decided, Router
 from shared.combine import Combiner, SessionTranscribed
 from shared.errors import BadEvent, SourceMissing, StoreUnavailable, TransientError
@@ -97,7 +97,7 @@ def test_a_failing_server_is_tried_four_times_and_then_the_queue_has_it(world: W
     world.server.answers = [Answer(Said.FAILED, 500)]
     decided = world.upload()
     assert (decided.decision, decided.attempts) == (Decision.QUEUED, 4)
-    assert [round(seconds) for seconds in world.slept] == [1, 2, 4]
+    assert world.slept == [pytest.approx(1, rel=JITTER), pytest.approx(2, rel=JITTER), pytest.approx(4, rel=JITTER)]
     assert world.queue.reasons() == [Reason.FAILED]
 
 
