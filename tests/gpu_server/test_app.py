@@ -242,7 +242,10 @@ def test_a_wrong_s3_path_is_explained(served: Served, path: str, status: int, ty
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{type}")
 
 
-@pytest.mark.parametrize("path", ["s3://audio-bucket/worker-code/x.json", "s3://other/transcripts/x.json", "s3://audio-bucket/transcripts/x.py"])
+@pytest.mark.parametrize(
+    "path",
+    ["s3://audio-bucket/worker-code/x.json", "s3://other/transcripts/x.json", "s3://audio-bucket/transcripts/x.py"],
+)
 def test_a_copy_goes_nowhere_but_to_transcripts(served: Served, path: str) -> None:
     served.store.upload(KEY, HELLO.read_bytes())
     assert served.from_s3(s3_output_path=path).status_code in (400, 403)
@@ -256,7 +259,9 @@ def test_a_copy_of_the_transcript_can_be_asked_for(served: Served) -> None:
     assert json.loads(served.store.objects["transcripts/mine.json"][0])["text"]
 
 
-@pytest.mark.parametrize("body", [{}, {"s3_input_path": 3}, {"s3_input_path": "s3://audio-bucket/a.mp3", "typo": 1}, []])
+@pytest.mark.parametrize(
+    "body", [{}, {"s3_input_path": 3}, {"s3_input_path": "s3://audio-bucket/a.mp3", "typo": 1}, []]
+)
 def test_a_request_that_cannot_be_understood_is_400(served: Served, body: object) -> None:
     answer = served.post("/transcribe-s3", json=body)
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/invalid-request")
@@ -338,7 +343,12 @@ def test_every_route_but_health_needs_the_key(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"X-API-Key": API_KEY}, {"Authorization": f"Bearer {API_KEY}"}, {"Authorization": "Basic bWU6Y29ycmVjdCBob3JzZQ=="}]
+    "headers",
+    [
+        {"X-API-Key": API_KEY},
+        {"Authorization": f"Bearer {API_KEY}"},
+        {"Authorization": "Basic bWU6Y29ycmVjdCBob3JzZQ=="},
+    ],
 )
 def test_the_key_may_come_in_three_ways(served: Served, headers: dict[str, str]) -> None:
     for path in ("/metrics", "/docs", "/openapi.json"):
