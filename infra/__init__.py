@@ -1,0 +1,1 @@
+"""Everything that puts the programs somewhere: the AWS of an account, or the local one."""

@@ -1,0 +1,1 @@
+"""The local stack: an AWS on loopback, and what starts, deploys to and stops it."""

@@ -1,0 +1,19 @@
+"""Starts the emulator; its environment says where and how (see infra/local/stack.py)."""
+
+from infra.local.emulator.patching import require_version
+
+
+def main() -> None:
+    require_version()
+    # Only now: these import MiniStack's internals, which another version may not have.
+    from ministack import app
+
+    from infra.local.emulator import eventbridge, lambda_
+
+    lambda_.install()
+    eventbridge.install()
+    app.main()
+
+
+if __name__ == "__main__":
+    main()
