@@ -103,7 +103,7 @@ def load(
             local_files_only=True,
         )
     vad = VadOptions() if vad_onset is None else VadOptions(threshold=vad_onset)
-    engine = LightEngine(recognizer, model=model, vad=vad)
+    engine = LightEngine(recognizer, model=models.display_name(model), vad=vad)
     get_speech_timestamps(np.zeros(SAMPLE_RATE, dtype=np.float32), vad)  # load the detector now
     return engine
 

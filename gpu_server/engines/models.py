@@ -28,6 +28,11 @@ def resolve(name: str) -> Path:
     return _from_hub_cache(name)
 
 
+def display_name(name: str) -> str:
+    """What transcripts call the model: of a path only its last part."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 @functools.cache
 def _tiny_en() -> Path:
     spec = importlib.util.find_spec(TINY_EN_PACKAGE)

@@ -315,7 +315,7 @@ def load(
         engine = WhisperXEngine(
             pipeline,
             recognizer,
-            model=model,
+            model=models.display_name(model),
             device=device,
             batch_size=batch_size,
             align_model_dir=align_model_dir,

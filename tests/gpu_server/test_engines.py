@@ -249,6 +249,8 @@ def test_a_damaged_model_stops_the_server(tmp_path: Path) -> None:
 def test_a_directory_is_used_as_it_is() -> None:
     directory = models.resolve("tiny.en")
     assert models.resolve(str(directory)) == directory
+    assert models.display_name(str(directory)) == "model"
+    assert models.display_name("tiny.en") == "tiny.en"
 
 
 def segment(*words: tuple[str, float, float], **more: Any) -> Segment:
