@@ -251,6 +251,12 @@ def test_odd_urls_reach_nothing(url: str, dialled: list[str], tmp_path: Path) ->
     assert dialled == []
 
 
+@pytest.mark.parametrize("url", ["https://user:password@a.example/", "https://a.example:22/", "ftp://a.example/"])
+def test_rules_on_the_url_hold_for_public_hosts_too(url: str, dialled: list[str], tmp_path: Path) -> None:
+    assert isinstance(refusal(url, tmp_path, resolve=resolving(PUBLIC)), UrlNotAllowed)
+    assert dialled == []
+
+
 def test_http_needs_leave(dialled: list[str], tmp_path: Path) -> None:
     assert isinstance(refusal("http://a.example/", tmp_path, resolve=resolving(PUBLIC)), UrlNotAllowed)
     assert dialled == []
