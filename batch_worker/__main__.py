@@ -26,7 +26,7 @@ from shared.store import CLIENT_CONFIG, S3Store
 EXIT_LEFT = 1
 EXIT_SETTINGS = 2
 
-logger = Logger(service="batch-worker")
+logger = Logger(service="batch-worker", stream=sys.stderr)
 
 
 def main() -> int:

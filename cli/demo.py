@@ -1,5 +1,6 @@
 """`make demo`: real speech through the whole system, by both routes, with what is known to have been said beside it."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -118,9 +119,9 @@ class Demo:
         table.add_row(said, transcript.text)
         right = wer <= MAX_WER
         title = f"{session.id}: word error rate {wer:.1%}, {transcript.duration:.0f} s, gaps: {len(transcript.gaps)}"
-        files = self._save(watch, session)
-        where = f"s3://{BUCKET}/{session.output_key} (.srt .vtt .txt)\non disk: {files}"
-        self.console.print(Panel(table, title=title, subtitle=where, border_style="green" if right else "red"))
+        self.console.print(Panel(table, title=title, border_style="green" if right else "red"))
+        self.console.print(f"  in S3:   s3://{BUCKET}/{session.output_key} (also .srt .vtt .txt)", soft_wrap=True)
+        self.console.print(f"  on disk: {self._save(watch, session)}\n", soft_wrap=True)
         return right
 
     def _save(self, watch: Watch, session: Session) -> Path:
@@ -130,7 +131,7 @@ class Demo:
         for extension in DERIVED:
             if body := watch.file(session.derived_key(extension)):
                 (folder / f"{name}.{extension}").write_bytes(body)
-        return folder / f"{name}.json"
+        return Path(os.path.relpath(folder / f"{name}.json"))
 
     def _summary(self, watch: Watch, started: float, batch_seconds: float) -> None:
         chunks = list(watch.chunks.values())

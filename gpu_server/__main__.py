@@ -33,7 +33,7 @@ EXIT_SETTINGS = 2
 EXIT_MODEL = 3
 EXIT_ENGINE = 70  # sysexits' EX_SOFTWARE: the supervisor is to restart us
 
-logger = Logger(service="gpu-server")
+logger = Logger(service="gpu-server", stream=sys.stderr)
 
 
 class Exit:

@@ -73,7 +73,7 @@ class Gap(_Document):
 class Transcript(_Document):
     version: Literal[1] = 1
     text: str
-    language: str | None
+    language: str | None = Field(default=None, description="ISO 639-1 code; absent when nothing was said")
     duration: Seconds = Field(description="decoded seconds of audio")
     segments: tuple[Segment, ...]
     source: ObjectRef | SessionRef | None = None

@@ -1,0 +1,110 @@
+"""The whole system for the integration tests: a local AWS with IAM enforced, deployed by the real scripts."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from cli.local import BUCKET, QUEUE_PREFIX, LocalStack
+from shared.keys import Session
+from shared.transcript import Transcript, read_transcript
+
+T = TypeVar("T")
+DATA = Path(__file__).parents[1] / "data"
+PATIENCE_SECONDS = 60.0
+LOG_GROUP = f"/aws/lambda/{QUEUE_PREFIX}-router"
+
+
+def eventually(look: Callable[[], T | None], what: str, *, seconds: float = PATIENCE_SECONDS) -> T:
+    """What `look` finds, once it finds something; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@dataclass
+class System:
+    """The running stack as a user has it: S3, the queues, the log; and the processes to switch on and off."""
+
+    local: LocalStack
+    s3: Any = field(init=False)
+    sqs: Any = field(init=False)
+    logs: Any = field(init=False)
+    settings: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.s3, self.sqs, self.logs = (self.local.client(name) for name in ("s3", "sqs", "logs"))
+        self.settings = self.local.settings()
+
+    def put(self, key: str, body: bytes) -> str:
+        return str(self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)["ETag"]).strip('"')
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            return bytes(self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+        except self.s3.exceptions.NoSuchKey:
+            return None
+
+    def upload(self, session: Session, sample: str = "session-a", *, count: int | None = None) -> list[str]:
+        chunks = sorted((DATA / sample).glob("chunk-*.webm"))[:count]
+        keys = [session.audio_prefix + chunk.name for chunk in chunks]
+        for key, chunk in zip(keys, chunks, strict=True):
+            self.put(key, chunk.read_bytes())
+        return keys
+
+    def manifest(self, session: Session, count: object) -> None:
+        self.put(session.manifest_key, json.dumps({"chunkCount": count}).encode())
+
+    def transcript(self, session: Session) -> Transcript | None:
+        body = self.get(session.output_key)
+        return read_transcript(body) if body else None
+
+    def decisions(self, prefix: str) -> list[dict[str, Any]]:
+        """What the router logged about keys that begin with `prefix`, in order."""
+        pages = self.logs.get_paginator("filter_log_events").paginate(logGroupName=LOG_GROUP)
+        lines = [event["message"] for page in pages for event in page["events"] if '"decided"' in event["message"]]
+        parsed = [json.loads(line[line.index("{") :]) for line in lines]
+        return [line for line in parsed if line["key"].startswith(prefix)]
+
+    def decided(self, keys: list[str]) -> dict[str, str] | None:
+        """The first decision on each key, once there is one on all."""
+        found: dict[str, str] = {}
+        for line in self.decisions(""):
+            found.setdefault(line["key"], line["decision"])
+        return {key: found[key] for key in keys} if all(key in found for key in keys) else None
+
+    def depth(self, queue: str = "SQS_QUEUE_URL") -> int:
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        answer = self.sqs.get_queue_attributes(QueueUrl=self.settings[queue], AttributeNames=names)
+        return sum(int(answer["Attributes"][name]) for name in names)
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    local = LocalStack(tmp_path_factory.mktemp("local"))
+    try:
+        local.up(server=True, on_step=lambda step, seconds: None)
+        yield System(local)
+    finally:
+        local.down()
+
+
+@pytest.fixture
+def server(system: System) -> Iterator[System]:
+    """The system with its server on, whatever the test before did to it."""
+    system.local.start_server()
+    system.local.await_server()
+    yield system
+
+
+@pytest.fixture
+def no_server(system: System) -> Iterator[System]:
+    system.local.stop_server()
+    yield system
