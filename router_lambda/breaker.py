@@ -1,4 +1,7 @@
-"""A circuit breaker: a server that keeps failing is left alone for a while, so that its dying costs nobody time."""
+"""A circuit breaker: a server that says it is healthy and fails every job is left alone for a while.
+
+A server that is down needs none: its health check tells, and costs next to nothing.
+"""
 
 from collections.abc import Callable
 
@@ -20,7 +23,8 @@ class CircuitBreaker:
     def allows(self) -> bool:
         return self._failures < THRESHOLD or self._clock() >= self._open_until
 
-    def succeeded(self) -> None:
+    def reset(self) -> None:
+        """The server did a job, or it was gone and is a new one."""
         self._failures = 0
 
     def failed(self) -> None:

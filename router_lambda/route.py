@@ -191,7 +191,7 @@ class Router:
         if answer.said is Said.FAILED:
             self.breaker.failed()
         else:
-            self.breaker.succeeded()
+            self.breaker.reset()
         return answer
 
     def _ready_servers(self) -> tuple[list[ServerClient], str]:
@@ -199,8 +199,6 @@ class Router:
         urls = list(self.discover())
         if not urls:
             return [], "no server known"
-        if not self.breaker.allows():
-            return [], "the server failed several times in a row; it gets a pause"
         random.shuffle(urls)
         ready, health = [], Health(ready=False, alive=False)
         deadline = self.clock() + self.health_seconds
@@ -209,9 +207,13 @@ class Router:
             health = server.health(Limits(self.health_seconds, max(deadline - self.clock(), 0.1)))
             if health.ready:
                 ready.append(server)
-        if not ready and not health.alive:
-            self.breaker.failed()
-        return ready, f"no server is ready: {health.reason}"
+        if not ready:
+            if not health.alive:
+                self.breaker.reset()  # whatever answers here next is another server, or the same one started anew
+            return [], f"no server is ready: {health.reason}"
+        if not self.breaker.allows():
+            return [], "the server is healthy, but failed several jobs in a row; it gets a pause"
+        return ready, ""
 
 
 def _is_retry(outcome: tuple[Answer, object]) -> bool:

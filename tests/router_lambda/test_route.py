@@ -220,6 +220,17 @@ def test_after_five_failures_the_server_gets_a_pause_and_then_one_probe(world: W
     assert world.upload(body=b"well again").decision is Decision.DIRECT
 
 
+def test_a_server_that_was_down_is_used_as_soon_as_it_is_back(world: World) -> None:
+    world.server.answers = [Answer(Said.FAILED, 500)]
+    for number in range(5):
+        world.upload(body=f"{number}".encode())
+    world.server.ready = Health(ready=False, alive=False)
+    world.upload(body=b"down")
+    world.server.ready = Health(ready=True, alive=True)
+    world.server.answers = [Answer(Said.DONE, 200)]
+    assert world.upload(body=b"back").decision is Decision.DIRECT
+
+
 def test_a_message_in_the_queue_names_all_a_worker_needs(world: World) -> None:
     world.server.ready = Health(ready=False, alive=False)
     world.upload()
