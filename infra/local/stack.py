@@ -146,7 +146,7 @@ def deploy(
     Raises:
         StackError: a step failed; has the step's own words.
     """
-    settings = {**_lambda_settings(), **environment}
+    settings = {**lambda_settings(), **environment}
     for step in CORE_STEPS:
         if on_step:
             on_step(step, None)
@@ -166,7 +166,7 @@ def deploy(
             on_step(step, time.monotonic() - started)
 
 
-def _lambda_settings() -> dict[str, str]:
+def lambda_settings() -> dict[str, str]:
     """The function must run here: on the emulator's Python and this machine's wheels."""
     settings = {
         "LAMBDA_RUNTIME": f"python{_version_of(ROOT / '.venv-aws')}",

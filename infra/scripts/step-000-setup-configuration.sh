@@ -30,16 +30,17 @@ if [[ ! -f $ENV_FILE ]]; then
       : >"$ENV_FILE"
     fi
     chmod 600 "$ENV_FILE"
-    load_configuration # what the example fixes counts as chosen
-    name_everything
     note "created ${ENV_FILE/#$ROOT\//}"
+    rm -rf "$SCRATCH"
+    exec "$0" "$@" # what the example says counts as chosen, so from the start again
   fi
 fi
 
-[[ -n $AWS_REGION ]] || AWS_REGION=$(command "$AWS_CLI" configure get region || true)
-[[ -n $AWS_REGION ]] || { interactive && AWS_REGION=us-east-2; }
-[[ -n $AWS_REGION ]] || fail "AWS_REGION is not set" "there is no default for the region" \
-  "AWS_REGION=us-east-2 infra/scripts/$STEP.sh"
+if [[ -z $AWS_REGION ]]; then
+  AWS_REGION=$(command "$AWS_CLI" configure get region || true)
+  [[ -n $AWS_REGION ]] || interactive || fail "AWS_REGION is not set" "there is no default for the region" \
+    "AWS_REGION=us-east-2 infra/scripts/$STEP.sh"
+fi
 [[ -n $(saved_setting AWS_REGION) ]] || ask AWS_REGION "AWS region"
 [[ -n $(saved_setting QUEUE_PREFIX) ]] || ask QUEUE_PREFIX "prefix of everything this project creates"
 identify

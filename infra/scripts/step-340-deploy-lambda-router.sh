@@ -130,4 +130,5 @@ concurrency() {
 
 in_parallel build server_key log_group
 function_itself
-in_parallel retries concurrency
+retries # one after the other: Lambda refuses two changes at a time
+concurrency

@@ -96,7 +96,7 @@ load_configuration() {
       [[ -z ${!key+set} ]] || continue
       printf -v "$key" '%s' "$(unquote "$value")"
       # The CLI reads these itself; nothing else, above all not API_KEY, needs to be in every child's environment.
-      [[ $key != AWS_* ]] || export "${key?}"
+      [[ $key != AWS_* || -z ${!key} ]] || export "${key?}"
     done <"$ENV_FILE"
   fi
   export AWS_PAGER='' AWS_CLI_AUTO_PROMPT=off
@@ -218,7 +218,7 @@ look_up() {
   errors=$(mktemp "$SCRATCH/errors.XXXXXX")
   if FOUND=$(aws "$@" 2>"$errors"); then
     return 0
-  elif grep -qE 'NoSuch|NotFound|NonExistentQueue|\(404\)' "$errors"; then
+  elif grep -qE 'NoSuch|NotFound|NonExistent|DoesNotExist|\(404\)' "$errors"; then
     FOUND=
     return 1
   fi
@@ -231,7 +231,8 @@ identify() {
   local arn
   [[ -n $AWS_REGION ]] || fail "AWS_REGION is not set" "" "infra/scripts/step-000-setup-configuration.sh"
   read -r ACCOUNT arn < <(aws sts get-caller-identity --query '[Account,Arn]' --output text || true) ||
-    fail "no AWS credentials that work" "aws sts get-caller-identity was refused (message above)" "aws configure"
+    fail "nobody to be at ${AWS_ENDPOINT_URL:-AWS}" "aws sts get-caller-identity was refused (message above)" \
+      "$([[ -n ${AWS_ENDPOINT_URL:-} ]] && echo 'make up, if that is the local stack' || echo 'aws configure')"
   PARTITION=$(cut -d: -f2 <<<"$arn")
   AUDIO_BUCKET=${AUDIO_BUCKET:-$QUEUE_PREFIX-audio-$ACCOUNT}
   JOBS_ARN=$(sqs_arn "$JOBS_QUEUE")
