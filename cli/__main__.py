@@ -2,19 +2,19 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import click
 import typer
 from rich.console import Console
 
 from cli.demo import Demo
-from cli.local import BUCKET, LocalStack
+from cli.local import LocalStack
 from infra.local.stack import StackError
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / ".local"
+HOME = Path(os.environ.get("LOCAL_HOME") or ROOT / ".local")  # another folder: another stack beside it
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -25,7 +25,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 def demo() -> None:
     """Real speech through the whole system, both routes; exit 0 only if both transcripts are right."""
     if not Demo(HOME / "demo", console).run():
-        console.print("[red]The demo did not come out right.[/] Its logs: .local/demo/log")
+        console.print(f"[red]The demo did not come out right.[/] Its logs: {os.path.relpath(HOME / 'demo/log')}")
         raise typer.Exit(1)
 
 
@@ -34,16 +34,9 @@ def up(server: bool = typer.Option(os.environ.get("NO_SERVER", "") in ("", "0"),
     """Start the local stack, deployed and ready, and say how to use it."""
     local = LocalStack(HOME)
     local.up(server=server, on_step=_step)
-    settings = local.settings()
-    aws = f".venv-aws/bin/aws --endpoint-url {settings['AWS_ENDPOINT_URL']}"
-    console.print("\n[bold]The local stack is up.[/] In this shell:\n")
-    console.print("  source .local/env", soft_wrap=True)
-    for line in (
-        *(_curl_lines() if server else ()),
-        f"{aws} s3 cp tests/data/session-a/chunk-001.webm s3://{BUCKET}/users/me/audio/sessions/first/chunk-001.webm",
-        f"{aws} s3 ls --recursive s3://{BUCKET}/users/me/transcripts/",
-    ):
-        console.print(f"  {line}", soft_wrap=True, markup=False)
+    console.print("\n[bold]The local stack is up.[/] Try, from this folder:\n")
+    for line in ("source " + os.path.relpath(HOME / "env"), *_lines_to_try(server=server)):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     console.print("\n`make worker` drains the queue, `make down` stops everything.", markup=False)
 
 
@@ -60,13 +53,21 @@ def worker() -> None:
     raise typer.Exit(LocalStack(HOME).work())
 
 
-def _curl_lines() -> tuple[str, ...]:
-    key = '-H "X-API-Key: $API_KEY"'
+def _lines_to_try(*, server: bool) -> tuple[str, ...]:
+    aws = '.venv-aws/bin/aws --endpoint-url "$AWS_ENDPOINT_URL" s3'
+    chunk = "s3://$AUDIO_BUCKET/users/me/audio/sessions/first/chunk-001.webm"
+    s3_lines = (
+        f'{aws} cp tests/data/session-a/chunk-001.webm "{chunk}"',
+        f'{aws} ls --recursive "s3://$AUDIO_BUCKET/users/me/"',
+    )
+    if not server:
+        return s3_lines
+    curl = 'curl -H "X-API-Key: $API_KEY"'
+    body = f'{{\\"s3_input_path\\": \\"{chunk}\\"}}'
     return (
-        f'curl {key} -F file=@tests/data/hello.wav "$FAST_API_SERVER_URL/transcribe"',
-        f'curl -X POST {key} -H "Content-Type: application/json" -d "{{\\"s3_input_path\\": '
-        f'\\"s3://$AUDIO_BUCKET/users/me/audio/sessions/first/chunk-001.webm\\"}}" '
-        '"$FAST_API_SERVER_URL/transcribe-s3"',
+        f'{curl} -F file=@tests/data/hello.wav "$FAST_API_SERVER_URL/transcribe"',
+        *s3_lines,
+        f'{curl} -H "Content-Type: application/json" -d "{body}" "$FAST_API_SERVER_URL/transcribe-s3"',
     )
 
 
@@ -76,21 +77,19 @@ def _step(step: str, seconds: float | None) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped demo cleans up like an interrupted one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped command cleans up like an interrupted one
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except StackError as error:
-        console.print(f"[red]{error}[/]", soft_wrap=True)
-        console.print("The logs are in .local; `make down` and then the same command again start afresh.")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted; everything that was started is stopped. Start again with the same command.")
-        sys.exit(EXIT_INTERRUPTED)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
-    except subprocess.SubprocessError as error:
-        console.print(f"[red]{error}[/]")
-        sys.exit(1)
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        console.print(
+            f"The logs are in {os.path.relpath(HOME)}. `make down`, then the same command again, starts afresh."
+        )
+        status = 1
+    except (KeyboardInterrupt, click.Abort):
+        console.print("\nInterrupted. `make down` stops whatever still runs; then start again with the same command.")
+        status = EXIT_INTERRUPTED
+    sys.exit(status)
 
 
 if __name__ == "__main__":

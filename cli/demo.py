@@ -26,7 +26,7 @@ DERIVED = ("json", "srt", "vtt", "txt")
 _NORMALIZE = jiwer.Compose(
     [
         jiwer.ToLowerCase(),
-        jiwer.RemovePunctuation(),
+        jiwer.RemovePunctuation(),  # type: ignore[no-untyped-call]
         jiwer.RemoveMultipleSpaces(),
         jiwer.Strip(),
         jiwer.ReduceToListOfListOfWords(),
@@ -138,9 +138,13 @@ class Demo:
         routes = [chunk.transcript.route for chunk in chunks if chunk.transcript]
         lost = sum(not chunk.settled for chunk in chunks)
         queued_seconds = sum(c.transcript.duration for c in chunks if c.transcript and c.transcript.route == "queue")
-        waits = sorted(c.done_at - c.uploaded_at for c in chunks if c.transcript and c.transcript.route == "direct" and c.done_at)
+        waits = sorted(
+            c.done_at - c.uploaded_at for c in chunks if c.transcript and c.transcript.route == "direct" and c.done_at
+        )
         if waits:
-            self.console.print(f"direct route: half of the chunks had their transcript within {waits[len(waits) // 2]:.1f} s")
+            self.console.print(
+                f"direct route: half of the chunks had their transcript within {waits[len(waits) // 2]:.1f} s"
+            )
         self.console.print(
             f"batch: {queued_seconds:.0f} s of audio in {batch_seconds:.0f} s with the server's start "
             f"({queued_seconds / batch_seconds:.1f}x real time)"

@@ -143,7 +143,7 @@ class LocalStack:
     def client(self, service: str) -> Any:
         """A boto3 client as the account's owner."""
         settings = self.settings()
-        return boto3.client(
+        return boto3.client(  # type: ignore[call-overload]
             service,
             region_name=REGION,
             endpoint_url=settings["AWS_ENDPOINT_URL"],
@@ -161,9 +161,7 @@ class LocalStack:
     def _program_environment(self) -> dict[str, str]:
         """Server's and worker's: the instance role's credentials, as on an instance, never the owner's."""
         state = self._state()
-        role = stack.instance_role_profile(
-            self.home, endpoint=state.endpoint, region=REGION, queue_prefix=QUEUE_PREFIX
-        )
+        role = stack.instance_role_profile(self.home, endpoint=state.endpoint, region=REGION, queue_prefix=QUEUE_PREFIX)
         values = {name: value for name, value in dotenv_values(self._env_file).items() if value}
         return {**stack.without_aws(os.environ), **values, **role, "PYTHONUNBUFFERED": "1"}
 

@@ -363,8 +363,9 @@ def test_two_keys_are_accepted_while_one_is_rotated(store: MemoryStore, decoders
 
 @given(st.binary(max_size=64))
 def test_no_header_value_breaks_the_door(value: bytes) -> None:
-    from gpu_server.doors import _given_key
     from starlette.datastructures import Headers
+
+    from gpu_server.doors import _given_key
 
     for name in (b"x-api-key", b"authorization"):
         assert isinstance(_given_key(Headers(raw=[(name, value)])), bytes)

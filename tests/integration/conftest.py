@@ -97,14 +97,14 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture
-def server(system: System) -> Iterator[System]:
+def server(system: System) -> System:
     """The system with its server on, whatever the test before did to it."""
     system.local.start_server()
     system.local.await_server()
-    yield system
+    return system
 
 
 @pytest.fixture
-def no_server(system: System) -> Iterator[System]:
+def no_server(system: System) -> System:
     system.local.stop_server()
-    yield system
+    return system

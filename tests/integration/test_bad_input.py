@@ -18,7 +18,6 @@ from tests.integration.conftest import DATA, System, eventually
 pytestmark = pytest.mark.integration
 
 
-
 def silence(*, seconds: int) -> bytes:
     file = io.BytesIO()
     with wave.open(file, "wb") as output:
@@ -105,7 +104,9 @@ def test_a_program_that_is_set_up_wrong_says_what_and_exits(
 
 
 def test_a_missing_model_is_named_with_the_way_to_get_it() -> None:
-    done = run_program("gpu_server", {"WHISPER_MODEL": "large-v9", "ENGINE": "faster-whisper", "FAST_API_PORT": "18731"})
+    done = run_program(
+        "gpu_server", {"WHISPER_MODEL": "large-v9", "ENGINE": "faster-whisper", "FAST_API_PORT": "18731"}
+    )
     assert done.returncode == 3
     assert "large-v9" in done.stderr
 

@@ -46,7 +46,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str,
         edge._router.cache_clear()
 
         def messages() -> list[dict[str, Any]]:
-            return [json.loads(m["Body"]) for m in sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])]
+            received = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])
+            return [json.loads(message["Body"]) for message in received]
 
         yield messages
     edge._router.cache_clear()

@@ -185,9 +185,7 @@ def test_a_failure_of_old_audio_says_nothing_about_new_audio(store: MemoryStore)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    faults=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after"]), st.booleans()), max_size=6)
-)
+@given(faults=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after"]), st.booleans()), max_size=6))
 def test_faults_at_any_call_lose_nothing_and_mislabel_nothing(
     tmp_path: Path, faults: list[tuple[int, str, bool]]
 ) -> None:

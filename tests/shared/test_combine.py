@@ -70,7 +70,7 @@ def text_of(recording: Recording) -> str | None:
     return transcript.text if transcript else None
 
 
-def test_a_complete_session_is_written_in_all_its_forms_and_announced_once(recording: Recording, tmp_path: Path) -> None:
+def test_a_complete_session_is_written_in_all_forms_and_announced_once(recording: Recording, tmp_path: Path) -> None:
     for number, text in enumerate(["one", "two", "three"], 1):
         recording.chunk(number, text, tmp_path)
     recording.manifest(3)
@@ -79,7 +79,8 @@ def test_a_complete_session_is_written_in_all_its_forms_and_announced_once(recor
     assert text_of(recording) == "one two three"
     for extension in ("srt", "vtt", "txt"):
         assert recording.store.head(SESSION.derived_key(extension))
-    assert [(event.chunks, event.failed, event.audio_seconds) for event in recording.events] == [(3, 0, {"direct": 15.0})]
+    [event] = recording.events
+    assert (event.chunks, event.failed, event.audio_seconds) == (3, 0, {"direct": 15.0})
 
 
 def test_while_the_recording_runs_a_look_costs_one_read(store: MemoryStore, tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_a_re_recorded_chunk_rebuilds_the_session(recording: Recording, tmp_path
     assert text_of(recording) == "new"
 
 
-def test_an_unreadable_transcript_stops_the_session_instead_of_being_skipped(recording: Recording, tmp_path: Path) -> None:
+def test_an_unreadable_transcript_stops_the_session_and_is_not_skipped(recording: Recording, tmp_path: Path) -> None:
     recording.chunk(1, "one", tmp_path)
     job = recording.upload(2, "two")
     recording.store.put(job.output_key, b"{", content_type="x/y", if_match="")
@@ -304,9 +305,9 @@ def test_any_order_with_faults_ends_in_the_same_session(tmp_path: Path, data: st
     recording = Recording(store)
     other = recording.new_combiner()
     count = data.draw(st.integers(1, 4))
-    steps = data.draw(
-        st.permutations([("upload", n) for n in range(1, count + 1)] + [("manifest", 0)])
-    ) + data.draw(st.lists(st.tuples(st.just("upload"), st.integers(1, count)), max_size=2))
+    steps = data.draw(st.permutations([("upload", n) for n in range(1, count + 1)] + [("manifest", 0)])) + data.draw(
+        st.lists(st.tuples(st.just("upload"), st.integers(1, count)), max_size=2)
+    )
     failing = data.draw(st.sets(st.integers(0, 60), max_size=8))
     calls = 0
 

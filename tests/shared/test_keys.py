@@ -22,13 +22,9 @@ from shared.keys import (
 names = st.text(st.characters(exclude_characters="/", exclude_categories=("Cc", "Cs")), min_size=1, max_size=40).filter(
     lambda name: name not in (".", "..")
 )
-sessions = st.builds(Session, names, names).filter(
-    lambda s: not s.id.endswith(".error") and "-chunk-" not in s.id
-)
+sessions = st.builds(Session, names, names).filter(lambda s: not s.id.endswith(".error") and "-chunk-" not in s.id)
 extensions = st.sampled_from(sorted(AUDIO_EXTENSIONS | {"WEBM", "Mp3"}))
-numbers = st.builds(
-    lambda n, width: str(n).zfill(width), st.integers(1, MAX_CHUNKS), st.integers(1, 8)
-)
+numbers = st.builds(lambda n, width: str(n).zfill(width), st.integers(1, MAX_CHUNKS), st.integers(1, 8))
 
 
 @given(sessions, numbers, extensions)

@@ -28,10 +28,10 @@ def transcribed(index: int, text: str = "hello there", duration: float = 5.0) ->
 
 def failed(index: int, duration: float | None = None) -> ChunkOutcome:
     source = ObjectRef(bucket="audio-bucket", key="k", etag="e")
-    return outcome(
-        index,
-        ErrorRecord(type="media-no-audio", message="silent film", source=source, attempts=1, duration=duration, created_at=EPOCH),
+    record = ErrorRecord(
+        type="media-no-audio", message="no sound", source=source, attempts=1, duration=duration, created_at=EPOCH
     )
+    return outcome(index, record)
 
 
 def combined(chunks: list[ChunkOutcome]) -> Transcript:
@@ -80,7 +80,7 @@ def test_a_silent_chunk_takes_its_time() -> None:
 
 
 def test_a_failed_chunk_is_a_gap_of_its_siblings_usual_length() -> None:
-    session = combined([transcribed(1, duration=4.0), failed(2), transcribed(3, duration=4.0), transcribed(4, duration=1.0)])
+    session = combined([transcribed(1, duration=4), failed(2), transcribed(3, duration=4), transcribed(4, duration=1)])
     assert [(gap.start, gap.end) for gap in session.gaps] == [(4.0, 8.0)]
     assert "media-no-audio" in session.gaps[0].reason
     assert isinstance(session.source, SessionRef)

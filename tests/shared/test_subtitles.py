@@ -40,9 +40,9 @@ def test_cues_are_short_enough_to_read_and_never_overlap(words: list[str], pace:
 
 
 def test_a_pause_and_a_sentence_end_begin_a_new_cue() -> None:
-    first = spoken("This is the first sentence here.".split())
-    second = spoken("And the next.".split(), start=2.5)
-    third = spoken("After a pause.".split(), start=9.0)
+    first = spoken(["This", "is", "the", "first", "sentence", "here."])
+    second = spoken(["And", "the", "next."], start=2.5)
+    third = spoken(["After", "a", "pause."], start=9.0)
     assert [" ".join(cue.lines) for cue in cues((first, second, third))] == [
         "This is the first sentence here.",
         "And the next.",
@@ -51,9 +51,8 @@ def test_a_pause_and_a_sentence_end_begin_a_new_cue() -> None:
 
 
 def test_languages_without_spaces_stay_without() -> None:
-    segment = Segment(
-        id=0, start=0, end=2, text="你好世界", words=(Word(word="你好", start=0, end=1), Word(word="世界", start=1, end=2))
-    )
+    words = (Word(word="你好", start=0, end=1), Word(word="世界", start=1, end=2))
+    segment = Segment(id=0, start=0, end=2, text="你好世界", words=words)
     assert cues((segment,))[0].lines == ("你好世界",)
 
 

@@ -1,0 +1,107 @@
+"""The server as a process, with each engine: real weights, real speech, through HTTP."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jiwer
+import pytest
+
+from cli.demo import _NORMALIZE
+from infra.local import processes, stack
+from tests.integration.conftest import DATA, PATIENCE_SECONDS
+
+pytestmark = pytest.mark.integration
+START_SECONDS = 120
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def transcribe(self, path: Path, **fields: str) -> httpx.Response:
+        with path.open("rb") as file:
+            return httpx.post(f"{self.url}/transcribe", files={"file": file}, data=fields, timeout=PATIENCE_SECONDS)
+
+    def health(self) -> httpx.Response:
+        return httpx.get(f"{self.url}/health", timeout=5)
+
+
+@pytest.fixture(scope="module", params=["faster-whisper", "whisperx"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = processes.free_port(0)
+    environment = {**stack.without_aws(os.environ), "ENGINE": request.param, "FAST_API_PORT": str(port)}
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = processes.start([sys.executable, "-m", "gpu_server"], environment=environment, log=log)
+    server = Server(f"http://127.0.0.1:{port}", process)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _ready(server):
+            assert process.poll() is None, processes.tail(log)
+            assert time.monotonic() < deadline, "not ready in time"
+            time.sleep(processes.POLL_SECONDS)
+        yield server
+    finally:
+        assert processes.stop(process.pid, "gpu_server", grace_seconds=30)
+        assert process.returncode == 0 or process.poll() in (0, None), processes.tail(log)
+
+
+def _ready(server: Server) -> bool:
+    try:
+        return server.health().status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("sample", ["session-a", "session-b"])
+def test_real_speech_is_understood_with_a_time_for_every_word(server: Server, sample: str) -> None:
+    answer = server.transcribe(DATA / sample / "whole.opus")
+    assert answer.status_code == 200, answer.text
+    transcript: dict[str, Any] = answer.json()
+    said = " ".join((DATA / sample / "text.txt").read_text().split())
+    assert jiwer.wer(said, transcript["text"], _NORMALIZE, _NORMALIZE) <= 0.05
+    words = [word for segment in transcript["segments"] for word in segment["words"]]
+    assert " ".join(word["word"] for word in words).split() == transcript["text"].split()
+    times = [time for word in words for time in (word["start"], word["end"])]
+    assert times == sorted(times)
+    assert times[-1] <= transcript["duration"]
+    assert 45 < transcript["duration"] < 48
+    assert transcript["alignment"] == "attention"
+    assert transcript["model"] == "tiny.en"
+
+
+def test_requests_in_parallel_get_their_own_words(server: Server) -> None:
+    chunks = [DATA / sample / f"chunk-00{number}.webm" for number in (1, 2) for sample in ("session-a", "session-b")]
+    alone = [server.transcribe(chunk).json()["text"] for chunk in chunks]
+    with ThreadPoolExecutor(len(chunks)) as pool:
+        together = [answer.json()["text"] for answer in pool.map(server.transcribe, chunks)]
+    assert together == alone
+    assert len(set(alone)) == len(chunks)
+
+
+def test_health_answers_while_the_recognizer_works(server: Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(server.transcribe, DATA / "session-a/whole.opus")
+        answers = 0
+        while not work.done():
+            health = server.health()
+            assert health.status_code == 200
+            answers += health.json()["in_flight"]
+    assert answers > 0
+    assert work.result().status_code == 200
+
+
+def test_a_prompt_and_a_language_are_taken_and_a_wrong_language_is_explained(server: Server) -> None:
+    hello = DATA / "hello.wav"
+    assert server.transcribe(hello, language="en", initial_prompt="Greetings.", hotwords="hello").status_code == 200
+    wrong = server.transcribe(hello, language="de")
+    assert wrong.status_code == 400
+    assert "English" in wrong.json()["detail"]

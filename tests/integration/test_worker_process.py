@@ -1,0 +1,139 @@
+"""The worker as a process: killed or stopped at the wrong moment, it loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.local import stack
+from shared.jobs import Job, Reason
+from shared.keys import Session
+from shared.queues import Queue
+from tests.integration.conftest import DATA, System, eventually
+
+pytestmark = pytest.mark.integration
+
+
+def start_worker(system: System, log: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    environment = system.local._program_environment() | {"POLL_SECONDS": "1"} | settings
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "batch_worker", *arguments],
+            cwd=stack.ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def queue_session(system: System, session: Session, count: int) -> list[str]:
+    """Chunks in S3 and their jobs in the queue, past the router: their uploads are no events of the server's."""
+    system.local.stop_server()
+    keys = system.upload(session, count=count)
+    eventually(lambda: system.decided(keys), "a decision on each chunk")
+    system.manifest(session, count)
+    return keys
+
+
+def transcriptions(log: str, keys: list[str]) -> int:
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return sum(line.get("key") in keys and line.get("result") == "transcribed" for line in lines)
+
+
+def test_a_worker_killed_in_the_middle_hides_its_jobs_for_one_visibility_timeout_only(
+    system: System, tmp_path: Path
+) -> None:
+    session = Session("u", "killed worker")
+    keys = queue_session(system, session, 4)
+    system.local.start_server()
+    system.local.await_server()
+    lease = {"VISIBILITY_TIMEOUT": "4", "HEARTBEAT_INTERVAL": "1"}
+    worker = start_worker(system, tmp_path / "first.log", **lease)
+    eventually(lambda: system.get(f"{session.transcript_prefix}001.json"), "the first transcript")
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    second = start_worker(
+        system, tmp_path / "second.log", "--until-empty", VISIBILITY_TIMEOUT="4", HEARTBEAT_INTERVAL="1"
+    )
+    assert second.wait(timeout=90) == 0
+    transcript = system.transcript(session)
+    assert transcript is not None
+    assert len(transcript.source.chunks) == len(keys)  # type: ignore[union-attr]
+    assert system.depth() == 0
+
+
+def test_leases_are_renewed_while_a_long_job_runs(system: System, tmp_path: Path) -> None:
+    """A visibility of 2 s, and work that takes longer: the messages are received once."""
+    session = Session("u", "long job")
+    keys = queue_session(system, session, 6)
+    system.local.start_server()
+    system.local.await_server()
+    log = tmp_path / "worker.log"
+    worker = start_worker(
+        system, log, "--until-empty", VISIBILITY_TIMEOUT="2", HEARTBEAT_INTERVAL="0.5", WORKER_CONCURRENCY="6"
+    )
+    assert worker.wait(timeout=90) == 0
+    assert system.transcript(session) is not None
+    assert '"attempts":2' not in log.read_text()
+    assert transcriptions(log.read_text(), keys) == len(keys)
+
+
+def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_done(system: System, tmp_path: Path) -> None:
+    session = Session("u", "stopped worker")
+    queue_session(system, session, 6)
+    system.local.start_server()
+    system.local.await_server()
+    log = tmp_path / "worker.log"
+    worker = start_worker(system, log, WORKER_CONCURRENCY="2", DRAIN_TIMEOUT="20")
+    eventually(lambda: system.get(f"{session.transcript_prefix}001.json"), "the first transcript")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=60) == 0
+    names = ["ApproximateNumberOfMessagesNotVisible"]
+    url = system.settings["SQS_QUEUE_URL"]
+    hidden = system.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"][names[0]]
+    assert hidden == "0"
+    assert system.local.work() == 0
+    assert system.transcript(session) is not None
+
+
+def test_two_workers_share_a_queue(system: System, tmp_path: Path) -> None:
+    session = Session("u", "two workers")
+    keys = queue_session(system, session, 6)
+    system.local.start_server()
+    system.local.await_server()
+    logs = [tmp_path / "one.log", tmp_path / "two.log"]
+    workers = [start_worker(system, log, "--until-empty", WORKER_CONCURRENCY="2") for log in logs]
+    assert [worker.wait(timeout=90) for worker in workers] == [0, 0]
+    assert system.transcript(session) is not None
+    assert sum(transcriptions(log.read_text(), keys) for log in logs) == len(keys)
+
+
+def test_a_poison_message_is_parked_and_the_rest_goes_on(system: System) -> None:
+    session = Session("u", "beside poison")
+    queue_session(system, session, 1)
+    queue = Queue(system.sqs, system.settings["SQS_QUEUE_URL"])
+    queue.send_raw('{"version": 99, "job_id": "x"}')
+    gone = Job(bucket=system.settings["AUDIO_BUCKET"], key="calls/gone.mp3", etag="e")
+    queue.send(gone, Reason.FAILED)
+    assert system.local.work() == 0
+    assert system.transcript(session) is not None
+    assert system.depth("SQS_DLQ_URL") == 1
+    system.sqs.purge_queue(QueueUrl=system.settings["SQS_DLQ_URL"])
+    record = json.loads(system.get("transcripts/calls/gone.mp3.error.json") or b"{}")
+    assert record["type"] == "source-missing"
+
+
+def test_a_server_that_is_told_to_stop_finishes_what_it_has_taken(server: System) -> None:
+    session = Session("u", "stopped server")
+    key = server.upload(session, count=1)[0]
+    eventually(lambda: server.get(f"{session.transcript_prefix}001.json"), "a warm server")
+    job = f"s3://{server.settings['AUDIO_BUCKET']}/{key.replace('001', '002')}"
+    server.put(key.replace("001", "002"), (DATA / "session-a/chunk-002.webm").read_bytes())
+    os.kill(server.local._state().server_pid, signal.SIGTERM)
+    server.local.stop_server()
+    assert server.local.work() == 0
+    assert server.get(f"{session.transcript_prefix}002.json"), job
