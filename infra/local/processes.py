@@ -1,5 +1,6 @@
 """Background processes of the local stack: start, find again, stop. Only ever our own."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -32,10 +33,8 @@ def start(command: Sequence[str | Path], *, environment: Mapping[str, str], log:
 
 def runs(pid: int, module: str) -> bool:
     """Whether process `pid` is `python -m module`: numbers are reused, and a stale one must not kill a stranger."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # a child of ours that ended is a zombie until someone looks
-    except ChildProcessError:
-        pass
     return module in _command_line(pid)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from infra.local import processes
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = processes.ROOT
+PYTHON = ROOT / ".venv-aws/bin/python"
 
 ACCOUNT = "111111111111"  # MiniStack: an access key of twelve digits is the root user of that account
 SECRET = "local"  # noqa: S105  loopback only, and not checked for the root user
@@ -24,7 +25,6 @@ MODULE = "infra.local.emulator"
 
 START_SECONDS = 30
 STOP_SECONDS = 20  # a long poll of a worker that is still there holds the emulator's exit back that long
-POLL_SECONDS = 0.05
 
 CORE_STEPS = (
     "step-000-setup-configuration",
@@ -50,21 +50,20 @@ class Emulator:
     log: Path
 
 
-def start_emulator(root: Path, port: int | None = None) -> Emulator:
-    """Start the emulator with its state in `root`/.local; returns when it answers.
+def start_emulator(home: Path, port: int | None = None) -> Emulator:
+    """Start the emulator with its state in the folder `home`; returns when it answers.
 
     Raises:
         StackError: it is not installed, it exited, or it did not answer in time.
     """
-    python = root / ".venv-aws/bin/python"
-    if not python.exists():
-        raise StackError(f"{python} is missing: `make install` brings the local AWS")
-    state, log = root / ".local/aws", root / ".local/log/emulator.log"
+    if not PYTHON.exists():
+        raise StackError(f"{PYTHON} is missing: `make install` brings the local AWS")
+    state, log = home / "aws", home / "log/emulator.log"
     shutil.rmtree(state / "tmp", ignore_errors=True)  # unpacked functions of a killed emulator
     for folder in (state / "state", state / "s3", state / "tmp"):
         folder.mkdir(parents=True, exist_ok=True)
     port = processes.free_port(port or PREFERRED_PORT)
-    process = processes.start([python, "-m", MODULE], environment=_emulator_environment(state, port), log=log)
+    process = processes.start([PYTHON, "-m", MODULE], environment=_emulator_environment(state, port), log=log)
     emulator = Emulator(process.pid, f"http://127.0.0.1:{port}", log)
     try:
         _wait_until_healthy(process, emulator)
@@ -95,7 +94,7 @@ def root_environment(endpoint: str, region: str) -> dict[str, str]:
 
 
 def instance_role_profile(
-    root: Path, *, endpoint: str, region: str, queue_prefix: str = "smart-transcription"
+    home: Path, *, endpoint: str, region: str, queue_prefix: str = "smart-transcription"
 ) -> dict[str, str]:
     """The environment in which boto3 is the GPU instance's role, renewed by boto3 as on an instance.
 
@@ -113,7 +112,7 @@ def instance_role_profile(
         "source_profile": "root",
         "region": region,
     }
-    path = root / ".local/aws-config"
+    path = home / "aws-config"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         config.write(file)
@@ -216,5 +215,5 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], emulator: Emulator) ->
             with urllib.request.urlopen(f"{emulator.endpoint}/_ministack/health", timeout=2):  # noqa: S310  loopback
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(POLL_SECONDS)
+            time.sleep(processes.POLL_SECONDS)
     raise StackError(f"the local AWS did not answer within {START_SECONDS} s:\n{processes.tail(emulator.log)}")

@@ -15,7 +15,6 @@ from tests.infra.conftest import REGION, Step
 
 @pytest.mark.integration
 def test_state_survives_a_restart_and_a_taken_port_is_no_obstacle(root: Path, tmp_path: Path) -> None:
-    (tmp_path / ".venv-aws").symlink_to(root / ".venv-aws")
 
     def sqs(emulator: stack.Emulator):  # type: ignore[no-untyped-def]
         return boto3.client(
@@ -54,7 +53,8 @@ def test_only_an_emulator_is_stopped() -> None:
         stranger.kill()
 
 
-def test_a_machine_without_the_emulator_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_machine_without_the_emulator_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "PYTHON", tmp_path / "missing")
     with pytest.raises(stack.StackError, match="make install"):
         stack.start_emulator(tmp_path)
 
