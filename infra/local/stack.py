@@ -19,7 +19,7 @@ ROOT = processes.ROOT
 PYTHON = ROOT / ".venv-aws/bin/python"
 
 ACCOUNT = "111111111111"  # MiniStack: an access key of twelve digits is the root user of that account
-SECRET = "local"  # noqa: S105  loopback only, and not checked for the root user
+SECRET = "test"  # noqa: S105  MiniStack's own for the root user; presigned URLs are checked against it
 PREFERRED_PORT = 4566
 MODULE = "infra.local.emulator"
 
