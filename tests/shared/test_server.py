@@ -1,0 +1,147 @@
+"""The GPU server as its callers see it: what its answers mean, and that none of them can hold or drown a caller."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from shared.jobs import Job, Options
+from shared.server import Answer, Health, Limits, Said, ServerClient, read_answer
+
+JOB = Job(bucket="audio-bucket", key="a b+ü.mp3", etag="e1", options=Options(language="de"))
+LIMITS = Limits(connect=1, total=1)
+
+
+def problem(status: int, type: str, **headers: str) -> httpx.Response:
+    document = {"type": f"/problems/{type}", "title": "T", "status": status, "detail": "words"}
+    return httpx.Response(status, json=document, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (httpx.Response(200, json={}), Answer(Said.DONE, 200)),
+        (httpx.Response(202, json={}), Answer(Said.ACCEPTED, 202)),
+        (problem(415, "media-not-recognised"), Answer(Said.REFUSED, 415, "media-not-recognised", "words")),
+        (problem(404, "source-missing"), Answer(Said.REFUSED, 404, "source-missing", "words")),
+        (problem(422, "media-header-missing"), Answer(Said.NOT_YET, 422, "media-header-missing", "words")),
+        (problem(401, "unauthorized"), Answer(Said.UNAUTHORIZED, 401, "unauthorized", "words")),
+        (problem(403, "bucket-not-allowed"), Answer(Said.UNAUTHORIZED, 403, "bucket-not-allowed", "words")),
+        (problem(429, "saturated", **{"Retry-After": "7"}), Answer(Said.BUSY, 429, "saturated", "words", 7.0)),
+        (problem(503, "draining"), Answer(Said.BUSY, 503, "draining", "words")),
+        (problem(500, "internal"), Answer(Said.FAILED, 500, "internal", "words")),
+        (problem(504, "timeout"), Answer(Said.FAILED, 504, "timeout", "words")),
+    ],
+)
+def test_every_answer_has_a_meaning(response: httpx.Response, expected: Answer) -> None:
+    assert read_answer(response) == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>not found</html>", b"[]", b"\xff"])
+def test_a_404_of_somebody_else_says_nothing_about_the_audio(body: bytes) -> None:
+    """A wrong FAST_API_SERVER_URL, a proxy: the chunk must not be recorded as failed for that."""
+    assert read_answer(httpx.Response(404, content=body)).said is Said.FAILED
+
+
+def client(handle: Callable[[httpx.Request], httpx.Response]) -> ServerClient:
+    return ServerClient("http://server/", api_key="key", transport=httpx.MockTransport(handle))
+
+
+def test_a_job_is_posted_with_all_the_server_needs() -> None:
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={})
+
+    assert client(handle).transcribe(JOB, LIMITS, route="queue").said is Said.DONE
+    assert seen[0].url == "http://server/transcribe-s3"
+    assert seen[0].headers["x-api-key"] == "key"
+    assert json.loads(seen[0].content) == {
+        "s3_input_path": "s3://audio-bucket/a b+ü.mp3",
+        "etag": "e1",
+        "route": "queue",
+        "return_text": False,
+        "wait": True,
+        "language": "de",
+    }
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (httpx.Response(200, json={"status": "ready"}), Health(ready=True, alive=True)),
+        (httpx.Response(503, json={"reason": "saturated"}), Health(ready=False, alive=True, reason="saturated")),
+        (httpx.Response(503, json={"reason": "loading"}), Health(ready=False, alive=False, reason="loading")),
+        (httpx.Response(502, text="bad gateway"), Health(ready=False, alive=False, reason="HTTP 502")),
+    ],
+)
+def test_health_tells_ready_busy_and_dead_apart(response: httpx.Response, expected: Health) -> None:
+    assert client(lambda request: response).health(LIMITS) == expected
+
+
+def test_no_transport_error_escapes() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    assert client(refuse).transcribe(JOB, LIMITS, route="direct").said is Said.FAILED
+    assert not client(refuse).health(LIMITS).alive
+
+
+@pytest.fixture
+def misbehaving() -> Iterator[Callable[[bytes, bytes], str]]:
+    """A real server that sends `head`, then `drip` again and again, for as long as anyone listens."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    done = threading.Event()
+
+    def serve(head: bytes, drip: bytes) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            try:
+                connection.sendall(head)
+                while drip and not done.wait(0.001):
+                    connection.sendall(drip)
+                done.wait(20)
+            except OSError:
+                return
+
+    threads: list[threading.Thread] = []
+
+    def start(head: bytes, drip: bytes) -> str:
+        threads.append(threading.Thread(target=serve, args=(head, drip), daemon=True))
+        threads[-1].start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    done.set()
+    listener.close()
+    for thread in threads:
+        thread.join(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("head", "drip"),
+    [
+        (b"", b""),  # accepts, never answers
+        (b"HTTP/1.1 200 OK\r\n", b"x-a: b\r\n"),  # headers without end
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),  # a body drop by drop
+    ],
+)
+def test_a_server_that_never_ends_its_answer_is_left(
+    misbehaving: Callable[[bytes, bytes], str], head: bytes, drip: bytes
+) -> None:
+    began = time.monotonic()
+    answer = ServerClient(misbehaving(head, drip)).transcribe(JOB, Limits(connect=1, total=0.5), route="direct")
+    assert answer.said in (Said.FAILED, Said.DONE)  # a 200 with a body over the limit: S3 is asked anyway
+    assert time.monotonic() - began < 15
+
+
+def test_a_body_without_end_is_cut_off(misbehaving: Callable[[bytes, bytes], str]) -> None:
+    head = b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n"
+    url = misbehaving(head, b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+    assert ServerClient(url).transcribe(JOB, Limits(connect=1, total=10), route="direct").said is Said.BUSY
