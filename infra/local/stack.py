@@ -39,6 +39,13 @@ CORE_STEPS = (
 )
 
 
+# What step-000 to 342 take from ENV_FILE, for which the environment would win.
+SETTINGS = frozenset(
+    {"API_KEY", "AUDIO_BUCKET", "EVENT_BUS_NAME", "FAST_API_SERVER_URL", "QUEUE_PREFIX"}
+    | {"SQS_QUEUE_URL", "SQS_DLQ_URL", "SQS_FAILURES_QUEUE_URL"}
+)
+
+
 class StackError(Exception):
     """The local stack could not be started or deployed to; the message is for a person."""
 
@@ -145,7 +152,9 @@ def deploy(
     Raises:
         StackError: a step failed; has the step's own words.
     """
-    settings = {**lambda_settings(), **environment}
+    # What a person's shell has from an earlier `source .local/env` must not win over `env_file`.
+    inherited = {name: value for name, value in without_aws(os.environ).items() if name not in SETTINGS}
+    settings = {**inherited, **lambda_settings(), **environment, "ENV_FILE": str(env_file)}
     for step in CORE_STEPS:
         if on_step:
             on_step(step, None)
@@ -153,7 +162,7 @@ def deploy(
         done = subprocess.run(
             ["bash", ROOT / f"infra/scripts/{step}.sh", "--yes"],
             cwd=ROOT,
-            env={**without_aws(os.environ), **settings, "ENV_FILE": str(env_file)},
+            env=settings,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

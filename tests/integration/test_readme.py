@@ -58,6 +58,8 @@ def test_the_local_stack_is_used_as_the_readme_says(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
             assert '"type":"/problems' not in done.stdout
         assert uses
+        again = shell(settings + up.splitlines()[0], **home)  # as the README says: at any time, in the same shell
+        assert again.returncode == 0, again.stdout + again.stderr
         assert shell(last, **home).returncode == 0
     finally:
         shell("make down", **home)
