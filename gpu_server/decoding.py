@@ -19,7 +19,6 @@ Imports only PyAV and the standard library, so that the child is small and start
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
@@ -30,6 +29,8 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 
+from gpu_server.webm import CLUSTER, EBML_HEADER, FILE_STARTS, is_continuation
+
 SAMPLE_RATE = 16_000  # Hz: what Whisper hears
 BYTES_PER_SAMPLE = 2  # s16le
 
@@ -37,12 +38,6 @@ BYTES_PER_SAMPLE = 2  # s16le
 FORMATS = "matroska,webm,ogg,mov,mp4,m4a,3gp,3g2,mj2,mp3,wav,w64,flac,aac,aiff,caf,amr"
 PROTOCOLS = "file,pipe"
 
-EBML_HEADER = b"\x1a\x45\xdf\xa3"  # how every WebM and Matroska file begins
-CLUSTER = b"\x1f\x43\xb6\x75"
-SIMPLE_BLOCK = b"\xa3"
-# What may follow an element inside a recording: cluster, blocks, timecode, cues, void.
-ELEMENTS = (CLUSTER, SIMPLE_BLOCK, b"\xa0", b"\xe7", b"\xa7", b"\xab", b"\x1c\x53\xbb\x6b", b"\xec")
-MAGICS = (EBML_HEADER, b"OggS", b"RIFF", b"RF64", b"fLaC", b"ID3", b"FORM", b"caff", b"#!AMR")
 # Up to here, unreadable bytes are a recorder that wrote no audio, not an error: binary of any kind,
 # and what begins like a format we know (Safari's MP4 header takes some 700 bytes).
 STUB_BYTES = 128
@@ -312,77 +307,10 @@ def _judge(head: bytes) -> MediaError:
 
 
 def _is_known(head: bytes) -> bool:
-    return head.startswith(MAGICS) or head[4:8] == b"ftyp"
+    return head.startswith(FILE_STARTS) or head[4:8] == b"ftyp"
 
 
 def _is_text(head: bytes) -> bool:
     with contextlib.suppress(UnicodeDecodeError):
         return all(c.isprintable() or c in "\r\n\t" for c in head.decode())
     return False
-
-
-def is_continuation(head: bytes) -> bool:
-    """Whether `head` is WebM from the middle of a recording.
-
-    Browsers cut inside an element (Chrome: right after a block's one-byte id), so the first whole
-    element is searched for: three in a row, or as many as there are up to the end, are no accident.
-    """
-    if head.startswith(MAGICS):
-        return False
-    return _chains(head, 0) or any(_chains(head, p) for p in _occurrences(head, SIMPLE_BLOCK))
-
-
-def _occurrences(head: bytes, what: bytes) -> Iterator[int]:
-    position = head.find(what)
-    while position != -1:
-        yield position
-        position = head.find(what, position + 1)
-
-
-def _chains(head: bytes, start: int) -> bool:
-    """Whether WebM elements follow each other from `start`."""
-    at_front = start == 0
-    position, length = start, 0
-    if at_front and (end := _block_end(head, 0, id_bytes=0)) is not None:
-        position, length = end, 1  # the block's id went with the previous chunk
-    while length < 3 and position < len(head):
-        if head.startswith(CLUSTER, position):
-            size_width = _vint(head, position + len(CLUSTER))
-            if size_width is None:
-                return False
-            position += len(CLUSTER) + size_width[1]
-        elif head.startswith(SIMPLE_BLOCK, position):
-            end = _block_end(head, position, id_bytes=1)
-            if end is None:
-                return False
-            position = end
-        else:
-            return length >= (1 if at_front else 2) and head.startswith(ELEMENTS, position)
-        length += 1
-    return length >= (1 if at_front else 2)
-
-
-def _block_end(head: bytes, position: int, *, id_bytes: int) -> int | None:
-    """Where the block at `position` ends, or None when it does not look like one."""
-    size_width = _vint(head, position + id_bytes)
-    if size_width is None:
-        return None
-    size, width = size_width
-    body = position + id_bytes + width
-    # Track number 1 to 15 in one byte, two bytes of time, flags: key frame, invisible, lacing.
-    is_block = size >= 4 and 0x81 <= _byte(head, body) <= 0x8F and not _byte(head, body + 3) & 0x70
-    return body + size if is_block else None
-
-
-def _vint(head: bytes, position: int) -> tuple[int, int] | None:
-    """EBML's variable-length integer at `position`: its value and its width in bytes."""
-    first = _byte(head, position)
-    if first <= 0:
-        return None
-    width = 9 - first.bit_length()
-    raw = int.from_bytes(head[position : position + width], "big")
-    return raw & ((1 << (7 * width)) - 1), width
-
-
-def _byte(head: bytes, position: int) -> int:
-    return head[position] if position < len(head) else -1

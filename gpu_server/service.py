@@ -14,12 +14,13 @@ from aws_lambda_powertools import Logger
 from gpu_server.metrics import ServerMetrics
 from gpu_server.problems import Refused
 from gpu_server.readiness import Phase, Readiness
+from gpu_server.recordings import Recordings
 from gpu_server.transcriber import Route, Transcriber
 from shared.chunk_writer import Written, write_chunk
 from shared.combine import Combiner
 from shared.errors import PermanentError, RefusedKey
 from shared.jobs import Job, Options
-from shared.keys import session_of
+from shared.keys import ChunkKey, session_of
 from shared.outcomes import read_failure, read_outcome, record_failure
 from shared.store import Store
 from shared.transcript import ObjectRef, Transcript
@@ -56,6 +57,7 @@ class Service:
         self.store = store
         self.transcriber: Transcriber | None = None
         self._combiner = combiner
+        self._recordings = Recordings(store) if store else None
         self._workspace = workspace
         self._threads = ThreadPoolExecutor(readiness.capacity, thread_name_prefix="job")
         self._lookups = ThreadPoolExecutor(readiness.capacity, thread_name_prefix="lookup")
@@ -121,9 +123,7 @@ class Service:
     def _run_job(self, job: Job, route: Route) -> Done:
         """The chunk writer's protocol, then the session's, in a thread of our own."""
         assert self.store
-        assert self.transcriber
-        source = ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag)
-        transcribe = partial(self.transcriber.transcribe, options=job.options, source=source, route=route)
+        transcribe = partial(self._transcribe, job, route)
         try:
             written = write_chunk(self.store, job, transcribe, workspace=self._workspace)
         except RefusedKey:
@@ -138,6 +138,15 @@ class Service:
             raise PermanentError(record.message, type=record.type)
         outcome = read_outcome(self.store, job)
         return Done(written, outcome.transcript if outcome.is_for(job) else None)
+
+    def _transcribe(self, job: Job, route: Route, audio: Path) -> Transcript:
+        assert self._recordings
+        assert self.transcriber
+        names = job.audio
+        if isinstance(names, ChunkKey):
+            self._recordings.complete(names, audio)
+        source = ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag)
+        return self.transcriber.transcribe(audio, job.options, source=source, route=route)
 
     def _complete_session(self, job: Job) -> None:
         session = session_of(job.audio)

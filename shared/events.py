@@ -183,7 +183,7 @@ def parse_letter(document: Any) -> list[Letter]:
         return [parse_job_message(document)]
     if document.get("source") == "aws.scheduler":
         return [Wake()]
-    if "Records" in document or "events" in document:
+    if isinstance(document.get("Records") or document.get("events"), list):
         return [letter for event in unwrap_events(document) for letter in parse_letter(event)]
     try:
         return [parse_upload(document)]

@@ -54,7 +54,7 @@ def combine_chunks(session: Session, *, bucket: str, manifest_etag: str, chunks:
         if isinstance(chunk.result, Transcript):
             segments += [_shift(segment, start, duration) for segment in chunk.result.segments]
             gaps += [_gap(start + gap.start, start + gap.end, gap.reason) for gap in chunk.result.gaps]
-            if chunk.result.reason:
+            if chunk.result.reason and not chunk.result.segments:
                 gaps.append(_gap(start, start + duration, chunk.result.reason))
         else:
             gaps.append(_gap(start, start + duration, f"{chunk.result.type}: {chunk.result.message}"))

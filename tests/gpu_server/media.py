@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import itertools
 import os
 import time
 import zipfile
@@ -128,3 +129,33 @@ def decode_or_die(source: Path, pcm: Path, limits: Limits, seconds: float) -> De
         case b"environment":
             return Decoded(samples=0, reason=str(len(os.environ)))
     return decode_here(source, pcm, limits, seconds)
+
+
+def recording(seconds: float = 2.0) -> bytes:
+    """One WebM stream as MediaRecorder writes it: clusters as they come, nothing filled in afterwards."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm", options={"live": "1", "cluster_time_limit": "700"}) as output:
+        stream = output.add_stream("libopus", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(seconds, rate=48_000)[np.newaxis], format="s16", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = 48_000, Fraction(1, 48_000), 0
+        output.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
+
+
+def recording_of(speech: Path) -> bytes:
+    """An Opus file's own packets as one live WebM stream."""
+    file = io.BytesIO()
+    options = {"live": "1", "cluster_time_limit": "5000"}
+    with av.open(str(speech)) as source, av.open(file, "w", format="webm", options=options) as output:
+        stream = output.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return file.getvalue()
+
+
+def timeslices(recording: bytes, count: int) -> list[bytes]:
+    """`recording` in `count` pieces of about one length, cut wherever that falls."""
+    edges = [len(recording) * number // count for number in range(count + 1)]
+    return [recording[start:end] for start, end in itertools.pairwise(edges)]

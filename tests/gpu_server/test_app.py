@@ -33,6 +33,7 @@ from shared.outcomes import read_failure, read_outcome
 from shared.server import Said, read_answer
 from shared.settings import load
 from tests.fakes import MemoryStore
+from tests.gpu_server import media
 
 HELLO = Path(__file__).parents[1] / "data/hello.wav"
 KEY = "users/u/audio/sessions/s/chunk-1.webm"
@@ -218,6 +219,17 @@ def test_bad_media_in_s3_is_recorded_and_not_tried_again(served: Served) -> None
     failure = read_failure(served.store, Job(bucket=served.store.bucket, key=KEY, etag=etag))
     assert failure is not None
     assert failure.type == "media-not-recognised"
+
+
+def test_a_recordings_later_chunk_waits_for_its_first_and_is_not_recorded_as_failed(served: Served) -> None:
+    first, second = media.timeslices(media.recording(4.0), 2)
+    later = KEY.replace("chunk-1", "chunk-2")
+    etag = served.store.upload(later, second)
+    assert read_answer(served.from_s3(later)).said is Said.NOT_YET
+    assert read_failure(served.store, Job(bucket=served.store.bucket, key=later, etag=etag)) is None
+    served.store.upload(KEY, first)
+    durations = [served.from_s3(key).json()["duration"] for key in (later, KEY)]
+    assert sum(durations) == pytest.approx(4.0, abs=0.01)
 
 
 def test_silence_is_an_empty_transcript_with_a_reason(served: Served) -> None:

@@ -15,6 +15,7 @@ from cli.demo import _NORMALIZE
 from cli.local import BUCKET
 from shared.keys import Session
 from shared.transcript import SessionRef
+from tests.gpu_server import media
 from tests.integration.conftest import DATA, System, eventually
 
 pytestmark = pytest.mark.integration
@@ -88,6 +89,25 @@ def test_a_chunk_recorded_again_rebuilds_its_session(server: System, session: Se
     eventually(lambda: (t := server.transcript(session)) and "garden" in t.text, "the first version")
     server.put(f"{session.audio_prefix}chunk-1.webm", again.read_bytes())
     eventually(lambda: (t := server.transcript(session)) and "letter" in t.text, "the second version")
+
+
+def test_a_browsers_timesliced_recording_that_comes_backwards_is_transcribed(server: System, session: Session) -> None:
+    """Only chunk 1 has the header, and it comes last: the others wait in the queue until it is there."""
+    parts = media.timeslices(media.recording_of(DATA / "session-b/whole.opus"), 8)
+    keys = [f"{session.audio_prefix}chunk-{number}.webm" for number in range(len(parts), 0, -1)]
+    for key, part in zip(keys, reversed(parts), strict=True):
+        server.put(key, part)
+        eventually(lambda key=key: server.decided([key]), "a decision on the chunk")
+    server.manifest(session, len(parts))
+    decided = server.decided(keys)
+    assert decided is not None
+    assert (decided[keys[0]], decided[keys[-1]]) == ("queued", "direct")
+    assert server.local.work() == 0
+    transcript = server.transcript(session)
+    assert transcript is not None
+    assert transcript.gaps == ()
+    assert 45 < transcript.duration < 48
+    assert wer(transcript.text, "session-b") <= 0.25  # words are cut at the chunks' edges
 
 
 def test_any_other_audio_gets_a_transcript_under_its_own_key(server: System) -> None:

@@ -1,0 +1,128 @@
+"""WebM from a browser's MediaRecorder with a timeslice: one stream, cut at arbitrary bytes, its header in chunk 1 only.
+
+A later chunk can be decoded behind that header, a cluster's start, and whatever of its first element went with the
+chunk before it (for Chrome: one byte, the block's id). Element ids are from RFC 9559:
+https://www.rfc-editor.org/rfc/rfc9559
+"""
+
+from collections.abc import Iterator
+
+EBML_HEADER = b"\x1a\x45\xdf\xa3"  # how every WebM and Matroska file begins
+CLUSTER = b"\x1f\x43\xb6\x75"
+SIMPLE_BLOCK = b"\xa3"
+# What may follow an element inside a recording: cluster, blocks, timecode, cues, void.
+ELEMENTS = (CLUSTER, SIMPLE_BLOCK, b"\xa0", b"\xe7", b"\xa7", b"\xab", b"\x1c\x53\xbb\x6b", b"\xec")
+# How files of the allowed formats begin.
+FILE_STARTS = (EBML_HEADER, b"OggS", b"RIFF", b"RF64", b"fLaC", b"ID3", b"FORM", b"caff", b"#!AMR")
+CLUSTER_START = CLUSTER + b"\x01" + b"\xff" * 7 + b"\xe7\x81\x00"  # of unknown size, at time zero
+
+
+def is_continuation(head: bytes) -> bool:
+    """Whether `head` is WebM from the middle of a recording.
+
+    Browsers cut inside an element (Chrome: right after a block's one-byte id), so the first whole
+    element is searched for: three in a row, or as many as there are up to the end, are no accident.
+    """
+    return not head.startswith(FILE_STARTS) and _first_element(head) is not None
+
+
+def header_of(first_chunk: bytes) -> bytes | None:
+    """What stands before the recording's first cluster, or None when this is no such chunk."""
+    end = first_chunk.find(CLUSTER)
+    return first_chunk[:end] if first_chunk.startswith(EBML_HEADER) and end > 0 else None
+
+
+def cut_element(chunk: bytes) -> bytes:
+    """The start of the element that `chunk` ends in the middle of; empty when it ends with a whole one."""
+    position = chunk.find(CLUSTER) if chunk.startswith(EBML_HEADER) else _first_element(chunk)
+    if position is None or position < 0:
+        return b""
+    while position < len(chunk):
+        end = _element_end(chunk, position)
+        if end is None or end > len(chunk):
+            return chunk[position:]
+        position = end
+    return b""
+
+
+def graft(header: bytes, cut: bytes, chunk: bytes) -> bytes:
+    """A file that can be decoded: the recording's header, what `cut_element` found before the chunk, the chunk.
+
+    With nothing before it, the chunk counts from its first whole element: behind a broken one a decoder would skip all
+    up to the next cluster.
+    """
+    start = 0 if cut else _first_element(chunk) or 0
+    return header + CLUSTER_START + cut + chunk[start:]
+
+
+def _first_element(head: bytes) -> int | None:
+    """Where the first whole element of a continuation begins, or None when this is none."""
+    if _chains(head, 0):
+        return _block_end(head, 0, id_bytes=0) or 0
+    return next((position for position in _occurrences(head, SIMPLE_BLOCK) if _chains(head, position)), None)
+
+
+def _element_end(chunk: bytes, position: int) -> int | None:
+    """Where the element at `position` ends (a cluster: where its content begins); None when it is cut in its head."""
+    id_width = 9 - _byte(chunk, position).bit_length() if _byte(chunk, position) > 0 else 1
+    size_width = _vint(chunk, position + id_width)
+    if size_width is None or position + id_width + size_width[1] > len(chunk):
+        return None
+    content = position + id_width + size_width[1]
+    return content if chunk.startswith(CLUSTER, position) else content + size_width[0]
+
+
+def _occurrences(head: bytes, what: bytes) -> Iterator[int]:
+    position = head.find(what)
+    while position != -1:
+        yield position
+        position = head.find(what, position + 1)
+
+
+def _chains(head: bytes, start: int) -> bool:
+    """Whether WebM elements follow each other from `start`."""
+    at_front = start == 0
+    position, length = start, 0
+    if at_front and (end := _block_end(head, 0, id_bytes=0)) is not None:
+        position, length = end, 1  # the block's id went with the previous chunk
+    while length < 3 and position < len(head):
+        if head.startswith(CLUSTER, position):
+            size_width = _vint(head, position + len(CLUSTER))
+            if size_width is None:
+                return False
+            position += len(CLUSTER) + size_width[1]
+        elif head.startswith(SIMPLE_BLOCK, position):
+            end = _block_end(head, position, id_bytes=1)
+            if end is None:
+                return False
+            position = end
+        else:
+            return length >= (1 if at_front else 2) and head.startswith(ELEMENTS, position)
+        length += 1
+    return length >= (1 if at_front else 2)
+
+
+def _block_end(head: bytes, position: int, *, id_bytes: int) -> int | None:
+    """Where the block at `position` ends, or None when it does not look like one."""
+    size_width = _vint(head, position + id_bytes)
+    if size_width is None:
+        return None
+    size, width = size_width
+    body = position + id_bytes + width
+    # Track number 1 to 15 in one byte, two bytes of time, flags: key frame, invisible, lacing.
+    is_block = size >= 4 and 0x81 <= _byte(head, body) <= 0x8F and not _byte(head, body + 3) & 0x70
+    return body + size if is_block else None
+
+
+def _vint(head: bytes, position: int) -> tuple[int, int] | None:
+    """EBML's variable-length integer at `position`: its value and its width in bytes."""
+    first = _byte(head, position)
+    if first <= 0:
+        return None
+    width = 9 - first.bit_length()
+    raw = int.from_bytes(head[position : position + width], "big")
+    return raw & ((1 << (7 * width)) - 1), width
+
+
+def _byte(head: bytes, position: int) -> int:
+    return head[position] if position < len(head) else -1
