@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 
 from gpu_server.app import create_app
 from gpu_server.decode_pool import DecodePool
-from gpu_server.decoding import Limits
+from gpu_server.decoding import SAMPLE_RATE, Limits
 from gpu_server.engines import EngineError, load_engine
 from gpu_server.metrics import ServerMetrics
 from gpu_server.readiness import Phase, Readiness
@@ -26,6 +27,7 @@ from gpu_server.transcriber import Transcriber
 from shared.bus import publisher
 from shared.combine import Combiner
 from shared.errors import SettingsError
+from shared.jobs import Options
 from shared.settings import load
 from shared.store import CLIENT_CONFIG, S3Store
 
@@ -98,8 +100,9 @@ async def _load(service: Service, settings: ServerSettings, leave: Exit) -> None
     """Load the model while /health says so. A server without its model is of no use to anyone: it exits."""
     try:
         service.transcriber = await asyncio.to_thread(_transcriber, service, settings, leave)
-    except EngineError as error:
-        logger.error("the model cannot be loaded", extra={"reason": str(error)})
+    except Exception as error:  # whatever it is, this process is of no use to anyone
+        known = isinstance(error, EngineError)
+        logger.error("the server cannot work", extra={"reason": str(error)}, exc_info=not known)
         service.readiness.phase = Phase.BROKEN
         leave.now(EXIT_MODEL)
         return
@@ -125,7 +128,19 @@ def _transcriber(service: Service, settings: ServerSettings, leave: Exit) -> Tra
         service.readiness.phase = Phase.BROKEN
         leave.now(EXIT_ENGINE)
 
-    return Transcriber(engine, decoders, service.metrics, on_fault=broken)
+    transcriber = Transcriber(engine, decoders, service.metrics, on_fault=broken)
+    _check(transcriber)
+    return transcriber
+
+
+def _check(transcriber: Transcriber) -> None:
+    """Put a second of silence through every stage: a server that cannot do that must not take anybody's job."""
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        with wave.open(file, "wb") as audio:
+            audio.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+            audio.writeframes(bytes(2 * SAMPLE_RATE))
+        file.flush()
+        transcriber.transcribe(Path(file.name), Options())
 
 
 if __name__ == "__main__":
