@@ -5,7 +5,6 @@ import signal
 import sys
 from pathlib import Path
 
-import click
 import typer
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from infra.local.stack import StackError
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("LOCAL_HOME") or ROOT / ".local")  # another folder: another stack beside it
 EXIT_INTERRUPTED = 130
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -76,8 +76,16 @@ def _step(step: str, seconds: float | None) -> None:
         console.print(f"  [green]✓[/] {step} [dim]{seconds:.1f} s[/]")
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """Clean up, once: further signals (a second Ctrl-C, the terminal that closes) must not cut that short."""
+    for every in INTERRUPTS:
+        signal.signal(every, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped command cleans up like an interrupted one
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupt)
     try:
         status = app(standalone_mode=False)
     except StackError as error:
@@ -86,9 +94,8 @@ def main() -> None:
             f"The logs are in {os.path.relpath(HOME)}. `make down`, then the same command again, starts afresh."
         )
         status = 1
-    except (KeyboardInterrupt, click.Abort):
-        console.print("\nInterrupted. `make down` stops whatever still runs; then start again with the same command.")
-        status = EXIT_INTERRUPTED
+    if status == EXIT_INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+        console.print("\nInterrupted. `make down` stops whatever still runs; the same command starts again.")
     sys.exit(status)
 
 
