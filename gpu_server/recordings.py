@@ -38,9 +38,9 @@ class Recordings:
         audio.write_bytes(graft(header, cut_element(stored.body) if stored else b"", audio.read_bytes()))
 
     def _sibling(self, names: ChunkKey, index: int) -> tuple[str, str] | None:
-        """(key, ETag) of another chunk of the recording, padded like this one or not."""
-        for number in dict.fromkeys((str(index).zfill(len(names.number)), str(index))):
-            info = self._store.head(ChunkKey(names.session, number, names.extension).key)
+        """(key, ETag) of another chunk of the recording."""
+        for key in names.sibling_keys(index):
+            info = self._store.head(key)
             if info and info.size <= MAX_SIBLING_BYTES:
                 return info.key, info.etag
         return None

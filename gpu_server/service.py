@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from aws_lambda_powertools import Logger
 
+from gpu_server.engines import UnknownLanguage, UnsupportedOption
 from gpu_server.metrics import ServerMetrics
 from gpu_server.problems import Refused
 from gpu_server.readiness import Phase, Readiness
@@ -21,15 +22,15 @@ from shared.combine import Combiner
 from shared.errors import PermanentError, RefusedKey
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, session_of
-from shared.outcomes import read_failure, read_outcome, record_failure
+from shared.outcomes import HEADER_MISSING, read_failure, read_outcome, record_failure
 from shared.store import Store
 from shared.transcript import ObjectRef, Transcript
 
 T = TypeVar("T")
 logger = Logger(service="gpu-server", child=True)
 
-# Not the input's fault alone: its header may arrive later, so nothing is put on record here.
-UNRECORDED = frozenset({"media-header-missing"})
+# Not the audio's fault: its header may arrive later, and what a caller asked for is that caller's to change.
+UNRECORDED = frozenset({HEADER_MISSING, UnknownLanguage.type, UnsupportedOption.type})
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,18 @@ from pathlib import Path
 from shared.errors import Contended, SourceMissing, StoreUnavailable
 from shared.jobs import Job
 from shared.keys import parse_audio_key
-from shared.outcomes import JSON, ROUNDS, duplicate_chunk, read_failure, read_outcome, record_failure
-from shared.store import Changed, ObjectInfo, PreconditionFailed, Store
+from shared.outcomes import (
+    JSON,
+    ROUNDS,
+    duplicate_chunk,
+    newer_rival,
+    read_outcome,
+    read_record,
+    record_failure,
+    record_stands,
+    rival_keys,
+)
+from shared.store import Changed, PreconditionFailed, Store
 from shared.transcript import Transcript
 
 Transcribe = Callable[[Path], Transcript]
@@ -51,7 +61,8 @@ def write_chunk(
         TransientError: S3 would not answer, or kept changing (Contended).
     """
     parse_audio_key(job.key)
-    if not retry_failed and read_failure(store, job):
+    record = read_record(store, job)
+    if record and not retry_failed and record_stands(store, job, record):
         return Written.ALREADY_FAILED
     produced: Transcript | None = None
     lost: Exception | None = None
@@ -64,7 +75,8 @@ def write_chunk(
             raise SourceMissing(f"there is no object {job.key} in {job.bucket}")
         if source.etag != job.etag:
             return Written.SUPERSEDED
-        if (rival := _newer_rival(store, source, current.rival_key(job))) is not None:
+        rivals = rival_keys(job, current.transcript, record)
+        if (rival := newer_rival(store, source, rivals)) is not None:
             record_failure(store, job, duplicate_chunk(rival))
             return Written.DUPLICATE
         if produced is None:
@@ -89,14 +101,3 @@ def _transcribe(store: Store, job: Job, transcribe: Transcribe, workspace: Path)
         except Changed:
             return None
         return transcribe(audio)
-
-
-def _newer_rival(store: Store, source: ObjectInfo, rival_key: str | None) -> str | None:
-    """The rival's key when it wins: the newest does, and equal ages are settled by key."""
-    rival = store.head(rival_key) if rival_key else None
-    return rival.key if rival and precedence(rival) > precedence(source) else None
-
-
-def precedence(info: ObjectInfo) -> tuple[float, str]:
-    """Which of two objects with one chunk number counts: the greater, everywhere, so never a flip-flop."""
-    return info.last_modified.timestamp(), info.key

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from shared.chunk_writer import precedence
 from shared.errors import BadManifest, Contended, RefusedKey
 from shared.jobs import Job
 from shared.keys import DERIVED_FORMATS, ChunkKey, Session, parse_key
 from shared.manifest import Manifest, parse_manifest
-from shared.outcomes import JSON, ROUNDS, duplicate_chunk, put_record, record_failure
+from shared.outcomes import JSON, ROUNDS, duplicate_chunk, precedence, put_record, record_failure
 from shared.sessions import ChunkOutcome, combine_chunks, seconds_by_route
 from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, Store, StoredObject
 from shared.subtitles import render
@@ -81,7 +80,6 @@ class _Chunk:
 class _View:
     """Everything a session transcript is made from, by ETag."""
 
-    manifest: Manifest
     manifest_etag: str
     chunks: tuple[_Chunk, ...]
     digest: str
@@ -192,7 +190,7 @@ class Combiner:
         if missing:
             self._remember_witness(session, [chunk for chunk in missing if chunk])
             return len(missing)
-        return _View(manifest, manifest_etag, tuple(chunks), _digest(manifest_etag, chunks))
+        return _View(manifest_etag, tuple(chunks), _digest(manifest_etag, chunks))
 
     def _settle_losers(self, rivals: list[ObjectInfo], winner: ObjectInfo, outputs: dict[str, str]) -> None:
         """Two audio objects with one chunk number: the loser gets an error record, where its own has a place."""

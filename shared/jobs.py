@@ -1,11 +1,12 @@
 """The unit of work: one audio object version that wants a transcript, and its SQS message (version 1)."""
 
 import hashlib
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shared.errors import BadMessage, RefusedKey
 from shared.keys import AudioKey, ChunkKey, parse_audio_key
@@ -21,6 +22,12 @@ class Options(BaseModel):
     initial_prompt: str | None = Field(default=None, max_length=2000)
     hotwords: str | None = Field(default=None, max_length=2000)
     word_timestamps: bool = True
+
+    @field_validator("language")
+    @classmethod
+    def _without_region(cls, language: str | None) -> str | None:
+        """Browsers say "en-US"; the models know "en"."""
+        return re.split("[-_]", language.strip().lower())[0] or None if language else None
 
 
 class Reason(StrEnum):

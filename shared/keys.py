@@ -76,6 +76,11 @@ class ChunkKey:
     def key(self) -> str:
         return f"{self.session.audio_prefix}chunk-{self.number}.{self.extension}"
 
+    def sibling_keys(self, index: int) -> tuple[str, ...]:
+        """Keys that another chunk of the recording may have: padded like this one, or not."""
+        numbers = dict.fromkeys((str(index).zfill(len(self.number)), str(index)))
+        return tuple(f"{self.session.audio_prefix}chunk-{number}.{self.extension}" for number in numbers)
+
     @property
     def output_key(self) -> str:
         return f"{self.session.transcript_prefix}{self.number}.json"

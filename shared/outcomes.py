@@ -6,11 +6,16 @@ from enum import StrEnum
 
 from shared.errors import Contended, PermanentError, RefusedKey
 from shared.jobs import Job
-from shared.store import ABSENT, PreconditionFailed, Store
+from shared.keys import ChunkKey
+from shared.store import ABSENT, ObjectInfo, PreconditionFailed, Store
 from shared.transcript import ErrorRecord, ObjectRef, Transcript, read_error_record, read_transcript
 
 ROUNDS = 6  # a write that loses this many races in a row has met something other than a race
 JSON = "application/json"
+
+
+HEADER_MISSING = "media-header-missing"  # a browser recording's chunk 2..n while its chunk 1 is not there
+DUPLICATE_CHUNK = "duplicate-chunk"
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,15 @@ class Outcome:
     def is_for(self, job: Job) -> bool:
         return self.transcript is not None and is_source(self.transcript.source, job)
 
-    def rival_key(self, job: Job) -> str | None:
-        """Another audio key with this job's output key (chunk-1.webm and chunk-1.mp3), if it was here first."""
-        source = self.transcript.source if self.transcript else None
-        return source.key if isinstance(source, ObjectRef) and source.key != job.key else None
+
+class Standing(StrEnum):
+    """How a job stands by what S3 holds. All but OPEN need no more work."""
+
+    TRANSCRIBED = "transcribed"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"  # the audio is another version by now; that one has its own event
+    DUPLICATE = "duplicate"  # another object with its chunk number is newer, and has the place
+    OPEN = "open"
 
 
 def is_source(source: object, job: Job) -> bool:
@@ -40,20 +50,23 @@ def read_outcome(store: Store, job: Job) -> Outcome:
     return Outcome(stored.etag, read_transcript(stored.body)) if stored else Outcome(ABSENT)
 
 
-def read_failure(store: Store, job: Job) -> ErrorRecord | None:
-    """The recorded failure of this very input, if any."""
+def read_record(store: Store, job: Job) -> ErrorRecord | None:
+    """The error record at the job's error key, whatever input it is of."""
     stored = store.get(job.audio.error_key)
-    record = read_error_record(stored.body) if stored else None
-    return record if record and is_source(record.source, job) else None
+    return read_error_record(stored.body) if stored else None
 
 
-class Standing(StrEnum):
-    """How a job stands by what S3 holds. All but OPEN need no more work."""
+def record_stands(store: Store, job: Job, record: ErrorRecord) -> bool:
+    """A record is of one input; one for want of a header falls when another chunk 1 is there."""
+    if not is_source(record.source, job):
+        return False
+    return record.type != HEADER_MISSING or _header_etag(store, job) == record.header_etag
 
-    TRANSCRIBED = "transcribed"
-    FAILED = "failed"
-    SUPERSEDED = "superseded"  # the audio is another version by now; that one has its own event
-    OPEN = "open"
+
+def read_failure(store: Store, job: Job) -> ErrorRecord | None:
+    """The recorded failure of this very input, if any and if it still stands."""
+    record = read_record(store, job)
+    return record if record and record_stands(store, job, record) else None
 
 
 def standing(store: Store, job: Job, *, check_source: bool = False) -> Standing:
@@ -62,17 +75,44 @@ def standing(store: Store, job: Job, *, check_source: bool = False) -> Standing:
     Args:
         check_source: also look whether the audio still is this version; before the work, its own protocol does.
     """
-    if read_outcome(store, job).is_for(job):
+    outcome = read_outcome(store, job)
+    if outcome.is_for(job):
         return Standing.TRANSCRIBED
-    if read_failure(store, job):
+    record = read_record(store, job)
+    if record and record_stands(store, job, record):
         return Standing.FAILED
-    if check_source and (source := store.head(job.key)) and source.etag != job.etag:
+    rivals = rival_keys(job, outcome.transcript, record)
+    source = store.head(job.key) if check_source or rivals else None
+    if source and source.etag != job.etag:
         return Standing.SUPERSEDED
-    return Standing.OPEN
+    return Standing.DUPLICATE if source and newer_rival(store, source, rivals) else Standing.OPEN
+
+
+def rival_keys(job: Job, *documents: Transcript | ErrorRecord | None) -> set[str]:
+    """Other audio keys with this job's output keys (chunk-1.webm and chunk-1.mp3), told by what lies there."""
+    sources = (document.source for document in documents if document)
+    return {source.key for source in sources if isinstance(source, ObjectRef)} - {job.key}
+
+
+def newer_rival(store: Store, source: ObjectInfo, rivals: set[str]) -> str | None:
+    """The key of a rival that exists and wins over `source`."""
+    for key in sorted(rivals):
+        rival = store.head(key)
+        if rival and precedence(rival) > precedence(source):
+            return key
+    return None
+
+
+def precedence(info: ObjectInfo) -> tuple[float, str]:
+    """Which of two objects with one chunk number counts: the greater, everywhere, so never a flip-flop."""
+    return info.last_modified.timestamp(), info.key
 
 
 def record_failure(store: Store, job: Job, error: PermanentError, *, attempts: int = 1) -> None:
-    """Record that this input has no transcript, unless it has one, or the failure is on record already.
+    """Record that this input has no transcript.
+
+    Nothing is written when it has one, when that is on record already, when the audio is another version by now, or
+    when a newer object with the same chunk number has its own record there.
 
     Raises:
         Contended: the record kept changing under our hands.
@@ -80,22 +120,36 @@ def record_failure(store: Store, job: Job, error: PermanentError, *, attempts: i
     record = ErrorRecord(
         type=error.type,
         message=error.message,
-        source=ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag),
+        source=ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id),
         attempts=attempts,
+        header_etag=_header_etag(store, job) if error.type == HEADER_MISSING else None,
         created_at=datetime.now(UTC),
     )
     for _ in range(ROUNDS):
         if read_outcome(store, job).is_for(job):
             return
+        source = store.head(job.key)
+        if source and source.etag != job.etag:
+            return
         stored = store.get(job.audio.error_key)
         current = read_error_record(stored.body) if stored else None
-        if current and is_source(current.source, job):
+        if current and is_source(current.source, job) and record_stands(store, job, current):
             return
-        if current and error.type == DUPLICATE_CHUNK and current.source.key != job.key:
-            return  # the winner's own record stays
+        rivals = rival_keys(job, current)
+        if rivals and (error.type == DUPLICATE_CHUNK or source is None or newer_rival(store, source, rivals)):
+            return
         if put_record(store, job.audio.error_key, record, if_match=stored.etag if stored else ABSENT):
             return
     raise Contended(f"could not record the failure of {job.key}")
+
+
+def _header_etag(store: Store, job: Job) -> str | None:
+    """The ETag of the recording's chunk 1, None when there is none."""
+    names = job.audio
+    for key in names.sibling_keys(1) if isinstance(names, ChunkKey) else ():
+        if info := store.head(key):
+            return info.etag
+    return None
 
 
 def record_refusal(store: Store, key: str, etag: str, error: RefusedKey) -> None:
@@ -120,9 +174,6 @@ def put_record(store: Store, key: str, record: ErrorRecord, *, if_match: str) ->
     except PreconditionFailed:
         return False
     return True
-
-
-DUPLICATE_CHUNK = "duplicate-chunk"
 
 
 def duplicate_chunk(winner: str) -> PermanentError:

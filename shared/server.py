@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from shared.jobs import Job
+from shared.outcomes import HEADER_MISSING
 
 HEALTH_BYTES = 16 * 1024
 ANSWER_BYTES = 64 * 1024
@@ -51,8 +52,9 @@ class Limits:
     total: float
 
 
-NOT_YET_TYPE = "media-header-missing"
-_INPUT_STATUSES = frozenset({400, 404, 409, 413, 415, 422})
+PROBLEM = "application/problem+json"
+_INPUT_STATUSES = frozenset({404, 413, 415, 422})
+_NOT_THE_INPUTS = frozenset({"http", "about:blank"})  # a route that does not exist, say: another server than we think
 
 
 class ServerClient:
@@ -82,6 +84,7 @@ class ServerClient:
             "route": route,
             "return_text": False,
             "wait": wait,
+            **({"version_id": job.version_id} if job.version_id else {}),
             **job.options.model_dump(exclude_defaults=True),
         }
         try:
@@ -120,15 +123,20 @@ def read_answer(response: httpx.Response) -> Answer:
     type = str(problem.get("type") or "about:blank").rpartition("/")[2]
     message = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")
     said = Said.FAILED
-    if type == NOT_YET_TYPE:
+    if type == HEADER_MISSING:
         said = Said.NOT_YET
     elif status in (429, 503):
         said = Said.BUSY
     elif status in (401, 403):
         said = Said.UNAUTHORIZED
-    elif status in _INPUT_STATUSES and problem:
-        said = Said.REFUSED  # only a server of ours sends a problem: a proxy's 404 says nothing about the audio
+    elif status in _INPUT_STATUSES and _is_ours(response) and type not in _NOT_THE_INPUTS:
+        said = Said.REFUSED
     return Answer(said, status, type, message, _retry_after(response))
+
+
+def _is_ours(response: httpx.Response) -> bool:
+    """Only a server of ours sends such a document: a proxy's 404 says nothing about the audio."""
+    return str(response.headers.get("Content-Type", "")).startswith(PROBLEM)
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -40,6 +40,7 @@ class ObjectRef(_Document):
     bucket: str
     key: str
     etag: str
+    version_id: str | None = None
 
 
 class ChunkRef(_Document):
@@ -97,6 +98,7 @@ class ErrorRecord(_Document):
     message: str
     source: ObjectRef
     attempts: int
+    header_etag: str | None = Field(default=None, description="of the chunk 1 that was of no help, if there was one")
     duration: Seconds | None = None
     created_at: datetime
 

@@ -18,7 +18,8 @@ LIMITS = Limits(connect=1, total=1)
 
 def problem(status: int, type: str, **headers: str) -> httpx.Response:
     document = {"type": f"/problems/{type}", "title": "T", "status": status, "detail": "words"}
-    return httpx.Response(status, json=document, headers=headers)
+    content_type = {"Content-Type": "application/problem+json"}
+    return httpx.Response(status, content=json.dumps(document), headers=content_type | headers)
 
 
 @pytest.mark.parametrize(
@@ -41,10 +42,19 @@ def test_every_answer_has_a_meaning(response: httpx.Response, expected: Answer) 
     assert read_answer(response) == expected
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>not found</html>", b"[]", b"\xff"])
-def test_a_404_of_somebody_else_says_nothing_about_the_audio(body: bytes) -> None:
-    """A wrong FAST_API_SERVER_URL, a proxy: the chunk must not be recorded as failed for that."""
-    assert read_answer(httpx.Response(404, content=body)).said is Said.FAILED
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(404, content=b""),
+        httpx.Response(404, content=b"<html>not found</html>"),
+        httpx.Response(404, json={"detail": "Not Found"}),  # another FastAPI application
+        problem(404, "http"),  # ours, of a version without this route
+        problem(400, "invalid-request"),  # of a version that does not know a field
+        problem(400, "option-unsupported"),  # a wish, not the audio
+    ],
+)
+def test_an_answer_that_is_not_about_the_audio_never_blames_it(response: httpx.Response) -> None:
+    assert read_answer(response).said is Said.FAILED
 
 
 def client(handle: Callable[[httpx.Request], httpx.Response]) -> ServerClient:
