@@ -1,6 +1,7 @@
 """`python -m batch_worker [--until-empty]`: wires settings, AWS and server; exit status 0 means that all is done."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -64,12 +65,11 @@ def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases) 
     s3 = boto3.client("s3", config=CLIENT_CONFIG, **region)
     publish = publisher(boto3.client("events", config=CLIENT_CONFIG, **region), settings.event_bus_name)
     store = S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
     dead_letters = Queue(sqs, settings.sqs_dlq_url) if settings.sqs_dlq_url else None
     worker = Worker(
         store=store,
         combiner=Combiner(store, publish),
-        server=ServerClient(settings.fast_api_server_url, api_key=key),
+        server=ServerClient(settings.fast_api_server_url, api_key=settings.server_key),
         job_seconds=settings.job_timeout,
         stopping=stopping,
     )
@@ -95,4 +95,8 @@ def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: that would wait for jobs whose messages are given back already.
+    os._exit(status)

@@ -70,7 +70,7 @@ class Batch:
             skipped=results[Result.SKIPPED],
             failed=results[Result.FAILED],
             swept=swept,
-            parked=self.drain.tally.parked,
+            parked=len(self.drain.tally.parked),
             left=left,
             stopped=self.drain.stopping.is_set(),
         )

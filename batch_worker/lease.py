@@ -6,8 +6,6 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/worki
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from aws_lambda_powertools import Logger
 
@@ -38,16 +36,14 @@ class Leases:
         self._stop.set()
         self._thread.join()
 
-    @contextmanager
-    def hold(self, queue: Queue, message: Message) -> Iterator[None]:
-        """Renew `message` until the block ends."""
+    def hold(self, queue: Queue, message: Message) -> None:
+        """Renew `message` until it is released."""
         with self._lock:
             self._held[message.receipt] = (queue, message, time.monotonic())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.pop(message.receipt, None)
+
+    def release(self, message: Message) -> None:
+        with self._lock:
+            self._held.pop(message.receipt, None)
 
     def give_back(self) -> int:
         """Make everything that is held visible at once, for another worker; how many that was."""

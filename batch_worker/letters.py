@@ -3,7 +3,8 @@
 So a dead letter never blocks its session. What nobody can read stays in the dead-letter queue, for a person.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from aws_lambda_powertools import Logger
 
@@ -23,7 +24,6 @@ class Letters:
     queue: Queue
     drain: Drain
     dead_letters: Queue | None
-    _unreadable: list[Message] = field(default_factory=list)
 
     def run(self) -> None:
         """Try every letter once. Letters that must wait for something else are left where they are.
@@ -35,15 +35,18 @@ class Letters:
         left: list[Message] = []
         while not self.drain.stopping.is_set():
             self.drain.await_server()
+            if self.drain.stopping.is_set():
+                break
             messages = self.queue.receive(most=1, wait=1, visibility=HOLD_SECONDS)
-            if not messages or messages[0].id in seen:
-                left += messages
+            if not messages:
                 break
             message = messages[0]
+            first_time = message.id not in seen
             seen.add(message.id)
-            with self.drain.leases.hold(self.queue, message):
-                if not self._settled(message):
-                    left.append(message)
+            self.drain.leases.hold(self.queue, message)
+            if not (first_time and self.drain.run_alone(partial(self._settled, message))):
+                left.append(message)
+            self.drain.leases.release(message)
         for message in left:
             self._give_back(message)
 
@@ -52,24 +55,32 @@ class Letters:
         worker: Worker = self.drain.worker
         try:
             results = worker.handle(message.document(), attempts=message.receive_count, final=True)
+            self.drain.tally.results.update(results)
+            if Result.LATER in results:
+                return False
+            self.queue.delete(message)
         except BadMessage as error:
             return self._parked(message, error)
         except TransientError as error:
             logger.warning("letter kept", extra={"message_id": message.id, "reason": str(error)})
             return False
-        self.drain.tally.results.update(results)
-        if Result.LATER in results:
+        except Exception:  # a bug of ours must not end the run, nor every run after it
+            logger.exception("a letter failed unexpectedly", extra={"message_id": message.id})
             return False
-        self.queue.delete(message)
         return True
 
     def _parked(self, message: Message, error: BadMessage) -> bool:
+        """A letter nobody can read is kept in the dead-letter queue, with the reason."""
         logger.error("unreadable letter", extra={"message_id": message.id, "reason": error.message})
-        self.drain.tally.parked += 1
+        self.drain.tally.parked.add(message.body)
         if self.dead_letters is None or self.dead_letters.url == self.queue.url:
             return False
-        self.dead_letters.send_raw(message.body, attributes={"reason": error.message[:256]})
-        self.queue.delete(message)
+        try:
+            self.dead_letters.send_raw(message.body, attributes={"reason": error.message[:256]})
+            self.queue.delete(message)
+        except TransientError as failure:
+            logger.warning("letter not parked", extra={"message_id": message.id, "reason": str(failure)})
+            return False
         return True
 
     def _give_back(self, message: Message) -> None:

@@ -1,7 +1,7 @@
 """What one message asks for, done: through the server, believed when S3 says so, with its session completed."""
 
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,7 +12,7 @@ from shared.combine import Combiner
 from shared.errors import BadMessage, PermanentError, RefusedKey, TransientError
 from shared.events import Letter, NotAnUpload, Upload, Wake, parse_letter
 from shared.jobs import Job, JobMessage
-from shared.keys import AudioKey, IgnoredKey, ManifestKey, parse_key, session_of
+from shared.keys import AudioKey, ChunkKey, IgnoredKey, ManifestKey, parse_key, session_of
 from shared.outcomes import Standing, record_failure, record_refusal, standing
 from shared.server import Answer, Limits, Said, ServerClient
 from shared.store import Store
@@ -20,6 +20,7 @@ from shared.store import Store
 ROUTE = "queue"
 CONNECT_SECONDS = 2.0
 BUSY_WAIT_SECONDS = 2.0  # when the server does not say how long
+MAX_BUSY_WAIT_SECONDS = 30.0
 GAVE_UP = "gave-up"
 
 logger = Logger(service="batch-worker", child=True)
@@ -118,7 +119,7 @@ class Worker:
             return Result.TRANSCRIBED
         if answer.said is Said.DONE:
             answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
-        if final and answer.said is not Said.BUSY:
+        if final and answer.said is not Said.BUSY and not self._may_still_come(job, answer):
             type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
             error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
             record_failure(self.store, job, error, attempts=attempts)
@@ -129,14 +130,21 @@ class Worker:
     def _ask(self, job: Job) -> Answer:
         """Post the job, and wait while the server is busy: busy is not dead, and the queue has no better place."""
         limits = Limits(CONNECT_SECONDS, self.job_seconds)
+        deadline = time.monotonic() + self.job_seconds
         while True:
             answer = self.server.transcribe(job, limits, route=ROUTE)
-            if answer.said is not Said.BUSY or self.stopping.wait(answer.retry_after or BUSY_WAIT_SECONDS):
+            pause = min(answer.retry_after or BUSY_WAIT_SECONDS, MAX_BUSY_WAIT_SECONDS)
+            if answer.said is not Said.BUSY or time.monotonic() + pause > deadline or self.stopping.wait(pause):
                 return answer
+
+    def _may_still_come(self, job: Job, answer: Answer) -> bool:
+        """Whether the chunk only waits for its recording's header, and the recording has not ended."""
+        names = job.audio
+        if answer.said is not Said.NOT_YET or not isinstance(names, ChunkKey):
+            return False
+        ended = (names.session.manifest_key, *names.sibling_keys(1))
+        return all(self.store.head(key) is None for key in ended)
 
     def _complete_session(self, audio: AudioKey) -> None:
         if session := session_of(audio):
             self.combiner.combine(session)
-
-
-Handle = Callable[[Any], list[Result]]

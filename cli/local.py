@@ -7,8 +7,6 @@ import shlex
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,13 +148,6 @@ class LocalStack:
             aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
         )
-
-    def emulator_answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self._state().endpoint}/_ministack/health", timeout=2):  # noqa: S310
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
 
     def _program_environment(self) -> dict[str, str]:
         """Server's and worker's: the instance role's credentials, as on an instance, never the owner's."""

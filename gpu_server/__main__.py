@@ -1,6 +1,7 @@
 """`python -m gpu_server`: wires settings, S3, engine and HTTP together, and decides how the process ends."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -61,16 +62,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="transcription-") as workspace:
         service = _service(settings, Path(workspace))
         app = create_app(service, settings, lifespan=_lifespan(service, settings, leave))
-        uvicorn.run(
-            app,
-            host=settings.fast_api_host,
-            port=settings.fast_api_port,
-            timeout_graceful_shutdown=int(settings.drain_timeout),
-            timeout_keep_alive=5,
-            limit_concurrency=settings.max_in_flight * 8 + 64,
-            server_header=False,
-            log_level="warning",
-        )
+        with contextlib.suppress(SystemExit):
+            uvicorn.run(
+                app,
+                host=settings.fast_api_host,
+                port=settings.fast_api_port,
+                timeout_graceful_shutdown=int(settings.drain_timeout / 2),  # for callers; then for work without one
+                timeout_keep_alive=5,
+                limit_concurrency=settings.max_in_flight * 4 + 32,
+                server_header=False,
+                log_level="warning",
+            )
     return leave.status
 
 
@@ -91,7 +93,7 @@ def _lifespan(service: Service, settings: ServerSettings, leave: Exit):  # type:
         loading = asyncio.create_task(_load(service, settings, leave))
         yield
         loading.cancel()
-        await service.drain(settings.drain_timeout)
+        await service.drain(settings.drain_timeout / 2)
 
     return lifespan
 
@@ -144,4 +146,8 @@ def _check(transcriber: Transcriber) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: that would wait for threads whose work is given up already.
+    os._exit(status)

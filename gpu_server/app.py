@@ -28,9 +28,6 @@ from shared.transcript import Transcript
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 UPLOAD_PATH = "/transcribe"
-JSON_CONTENT = {
-    "content": {JSON: {"schema": Transcript.model_json_schema(ref_template="#/components/schemas/{model}")}}
-}
 PROBLEMS: dict[int | str, dict[str, object]] = {
     400: {"description": "The request cannot be understood"},
     401: {"description": "No valid API key"},

@@ -11,7 +11,6 @@ class ServerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.jobs = Counter("transcription_jobs", "Jobs ended, by result", ["source", "result"], registry=self.registry)
-        self.refused = Counter("transcription_refused", "Jobs not taken, by reason", ["reason"], registry=self.registry)
         self.started = Counter("transcriptions_started", "Audio given to the recognizer", registry=self.registry)
         self.audio_seconds = Counter("transcription_audio_seconds", "Decoded audio", registry=self.registry)
         self.recognizer_seconds = Counter(

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from shared.errors import PermanentError, TransientError
+from shared.errors import Contended, PermanentError, StoreUnavailable, TransientError
 
 MEDIA_TYPE = "application/problem+json"
 logger = Logger(service="gpu-server", child=True)
@@ -28,8 +28,6 @@ class Refused(Exception):
 
 def problem(status: int, type: str, detail: str, *, retry_after: int | None = None, **more: str) -> JSONResponse:
     headers = {"Retry-After": str(retry_after)} if retry_after is not None else {}
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
     document = {
         "type": f"/problems/{type}",
         "title": HTTPStatus(status).phrase,
@@ -53,8 +51,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(TransientError)
     async def transient(request: Request, error: TransientError) -> JSONResponse:
-        logger.warning("store unavailable", extra={"reason": str(error)})
-        return problem(502, "store-unavailable", "The object store did not do its part; try again.")
+        logger.warning("not done", extra={"reason": str(error)})
+        if isinstance(error, StoreUnavailable | Contended):
+            return problem(502, "store-unavailable", "The object store did not do its part; try again.")
+        return problem(500, "internal", "The server could not finish the job; try again.")
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -56,6 +56,16 @@ class ServerSettings(BaseSettings):
     @property
     def fetch_hosts(self) -> frozenset[str]:
         return frozenset(host.strip() for host in self.url_fetch_hosts.split(",") if host.strip())
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _readable(cls, path: Path | None) -> Path | None:
+        try:
+            if path:
+                path.read_text()
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from error
+        return path
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:

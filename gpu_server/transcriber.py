@@ -83,7 +83,7 @@ class Transcriber:
         )
 
     def close(self) -> None:
-        self._owner.shutdown(cancel_futures=True)
+        self._owner.shutdown(wait=False, cancel_futures=True)
         self._decoders.close()
 
     def _recognize(self, samples: "object", options: jobs.Options) -> Recognition:

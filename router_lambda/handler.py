@@ -105,4 +105,4 @@ def _router() -> Router:
 def _api_key(settings: RouterSettings) -> str | None:
     if settings.api_key_parameter:
         return str(get_parameter(settings.api_key_parameter, decrypt=True, max_age=KEY_SECONDS))
-    return settings.api_key.get_secret_value() if settings.api_key else None
+    return settings.server_key

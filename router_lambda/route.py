@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -34,7 +35,7 @@ from shared.jobs import Job, Reason
 from shared.keys import IgnoredKey, ManifestKey, Session, parse_key, session_of
 from shared.outcomes import Standing, record_failure, record_refusal, standing
 from shared.queues import MAX_DELAY_SECONDS, Queue
-from shared.server import Answer, Health, Limits, Said, ServerClient
+from shared.server import Answer, Limits, Said, ServerClient
 from shared.store import Store
 
 ROUTE = "direct"
@@ -200,17 +201,15 @@ class Router:
         if not urls:
             return [], "no server known"
         random.shuffle(urls)
-        ready, health = [], Health(ready=False, alive=False)
-        deadline = self.clock() + self.health_seconds
-        for url in urls:
-            server = self.connect(url)
-            health = server.health(Limits(self.health_seconds, max(deadline - self.clock(), 0.1)))
-            if health.ready:
-                ready.append(server)
+        servers = [self.connect(url) for url in urls]
+        limits = Limits(self.health_seconds, self.health_seconds)
+        with ThreadPoolExecutor(len(servers)) as pool:  # at once: a dead one must not use up the others' time
+            healths = list(pool.map(lambda server: server.health(limits), servers))
+        ready = [server for server, health in zip(servers, healths, strict=True) if health.ready]
         if not ready:
-            if not health.alive:
+            if not any(health.alive for health in healths):
                 self.breaker.reset()  # whatever answers here next is another server, or the same one started anew
-            return [], f"no server is ready: {health.reason}"
+            return [], f"no server is ready: {', '.join(sorted({health.reason for health in healths}))}"
         if not self.breaker.allows():
             return [], "the server is healthy, but failed several jobs in a row; it gets a pause"
         return ready, ""

@@ -73,10 +73,6 @@ class TransientError(RouterError):
     """Try again later: nothing is wrong with the input."""
 
 
-class ServerUnavailable(TransientError):
-    pass
-
-
 class StoreUnavailable(TransientError):
     pass
 

@@ -37,7 +37,7 @@ class Message:
         """The body as JSON. Raises BadMessage."""
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadMessage("the message is not JSON") from error
 
 

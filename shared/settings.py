@@ -25,6 +25,11 @@ class AwsSettings(BaseSettings):
     )
     api_key: SecretStr | None = Field(default=None, description="the server's key")
 
+    @property
+    def server_key(self) -> str | None:
+        """The key to send. While keys are rotated the server takes several; callers use the first."""
+        return self.api_key.get_secret_value().split(",")[0].strip() if self.api_key else None
+
 
 def load(settings: type[S], **values: Any) -> S:
     """Build settings from the environment.

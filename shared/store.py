@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from shared.errors import StoreUnavailable
@@ -23,6 +29,11 @@ DOWNLOAD_CHUNK_BYTES = 1 << 20
 T = TypeVar("T")
 
 ABSENT = ""  # as `if_match`: write only if there is no such object
+
+
+# A body that broke off or failed its checksum: botocore's retries end before the body is read. What botocore did
+# retry (connections, timeouts) is not tried again here: a Lambda has no time for that.
+UNRETRIED = (IncompleteReadError, ResponseStreamingError, FlexibleChecksumError)
 
 
 class PreconditionFailed(Exception):
@@ -173,9 +184,10 @@ def _once(call: Callable[[], T]) -> T | None:
         if code == "ConditionalRequestConflict":
             raise _Again(code) from error
         raise StoreUnavailable(_words(error)) from error
-    except BotoCoreError as error:
-        # Among them a body that broke off or failed its checksum, which botocore does not retry either.
+    except UNRETRIED as error:
         raise _Again(_words(error)) from error
+    except BotoCoreError as error:
+        raise StoreUnavailable(_words(error)) from error
 
 
 def _words(error: Exception) -> str:

@@ -269,8 +269,9 @@ def test_leases_are_renewed_until_the_work_ends() -> None:
 
     queue, message = Counting(), Message("m", "r", "{}", 1)
     with Leases(visibility=120, interval=0.01) as leases:
-        with leases.hold(queue, message):  # type: ignore[arg-type]
-            assert twice.wait(timeout=10)
+        leases.hold(queue, message)  # type: ignore[arg-type]
+        assert twice.wait(timeout=10)
+        leases.release(message)
         assert leases.give_back() == 0
     assert set(renewed) == {120}
 

@@ -5,7 +5,12 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ConnectionClosedError, FlexibleChecksumError
+from botocore.exceptions import (
+    ConnectionClosedError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    ReadTimeoutError,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
@@ -129,17 +134,25 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_faults_that_botocore_passes_on_are_retried(client: Any) -> None:
     client.put_object(Bucket="audio-bucket", Key="a", Body=b"1")
-    fault = FlexibleChecksumError(error_msg="truncated")
-    store = S3Store(FlakyClient(client, fault, ConnectionClosedError(endpoint_url="x")), "audio-bucket")
+    faults = FlexibleChecksumError(error_msg="truncated"), IncompleteReadError(actual_bytes=1, expected_bytes=2)
+    store = S3Store(FlakyClient(client, *faults), "audio-bucket")
     stored = store.get("a")
     assert stored is not None
     assert stored.body == b"1"
 
 
 def test_a_store_that_stays_away_is_a_transient_error(client: Any) -> None:
-    faults = [ConnectionClosedError(endpoint_url="x")] * 10
+    for fault in (FlexibleChecksumError(error_msg="truncated"), ConnectionClosedError(endpoint_url="x")):
+        with pytest.raises(StoreUnavailable):
+            S3Store(FlakyClient(client, *[fault] * 10), "audio-bucket").get("a")
+
+
+def test_a_stalled_call_is_not_tried_longer_than_the_client_does(client: Any) -> None:
+    """Four rounds on top of botocore's three would outlive the Lambda, and its fallback with it."""
+    flaky = FlakyClient(client, *[ReadTimeoutError(endpoint_url="x")] * 10)
     with pytest.raises(StoreUnavailable):
-        S3Store(FlakyClient(client, *faults), "audio-bucket").get("a")
+        S3Store(flaky, "audio-bucket").get("a")
+    assert len(flaky._faults) == 9
 
 
 def test_a_missing_bucket_is_named(client: Any) -> None:
