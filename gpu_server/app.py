@@ -19,10 +19,10 @@ from gpu_server.problems import Refused
 from gpu_server.requests import Healthy, Receipt, TranscribeS3, TranscribeUrl, split_s3_path, upload_options
 from gpu_server.service import Done, Service, wait_for
 from gpu_server.settings import ServerSettings
-from shared.errors import SourceMissing
+from shared.errors import Contended, SourceMissing
 from shared.jobs import Job, Options
-from shared.keys import OUTPUT_PREFIX, parse_audio_key
-from shared.outcomes import JSON
+from shared.keys import OUTPUT_PREFIX, IgnoredKey, parse_audio_key, parse_key
+from shared.outcomes import JSON, ROUNDS
 from shared.store import ABSENT, PreconditionFailed, Store
 from shared.transcript import Transcript
 
@@ -47,7 +47,9 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         lifespan=lifespan,
     )
     problems.install(app)
-    app.add_middleware(BodyDoor, upload_path=UPLOAD_PATH, upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(
+        BodyDoor, upload_path=UPLOAD_PATH, upload_bytes=settings.max_upload_bytes, readiness=service.readiness
+    )
     app.add_middleware(KeyDoor, keys=settings.keys)  # added last, so it is passed first
 
     @app.get("/livez", include_in_schema=False)
@@ -82,10 +84,8 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         folder: Annotated[Path, Depends(_folder)],
     ) -> Response:
         """Transcribe an uploaded file."""
-        service.readiness.check()
         audio = folder / "audio"
-        await service.look_up(partial(_save, file, audio))
-        return _json(await service.transcribe_file(audio, options))
+        return _json(await service.transcribe_file(audio, options, fill=partial(_save, file, audio)))
 
     @app.post(
         "/transcribe-s3",
@@ -96,7 +96,7 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         """Transcribe an object in S3; the transcript goes to S3 too, where the layout says."""
         store = _store(service)
         job, copy_to = await _job(request, store, service)
-        flight = service.start_job(job, request.route)
+        flight = service.start_job(job, request.route, retry_failed=request.retry_failed)
         receipt = partial(Receipt, job_id=job.job_id, s3_output_path=f"s3://{job.bucket}/{job.output_key}")
         if not request.wait:
             return JSONResponse(receipt(status="accepted").model_dump(), 202)
@@ -112,7 +112,6 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         """Fetch audio from a URL and transcribe it. Off unless the operator sets ALLOW_URL_FETCH."""
         if not settings.allow_url_fetch:
             raise Refused(403, "url-fetch-off", "Fetching URLs is off on this server (ALLOW_URL_FETCH).")
-        service.readiness.check()
         audio = folder / "audio"
         fetch = partial(
             fetch_url,
@@ -122,12 +121,11 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
             timeout_s=settings.url_fetch_timeout,
             allow_hosts=settings.fetch_hosts,
         )
+        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
         try:
-            await service.look_up(fetch)
+            return _json(await service.transcribe_file(audio, options, fill=fetch))
         except FetchError as error:
             raise Refused(error.status, error.type, str(error)) from error
-        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
-        return _json(await service.transcribe_file(audio, options))
 
     return app
 
@@ -151,7 +149,9 @@ async def _job(request: TranscribeS3, store: Store, service: Service) -> tuple[J
         raise Refused(403, "bucket-not-allowed", "This server does not serve that bucket.")
     parse_audio_key(key)
     copy_to = _copy_key(request.s3_output_path, store) if request.s3_output_path else None
-    etag, size = request.etag, None
+    if copy_to and not request.wait:
+        raise Refused(400, "invalid-request", "s3_output_path needs a caller that waits: leave it out, or wait.")
+    etag, size = (request.etag or "").strip('"') or None, None
     if etag is None:
         service.readiness.check()
         info = await service.look_up(partial(store.head, key))
@@ -159,26 +159,33 @@ async def _job(request: TranscribeS3, store: Store, service: Service) -> tuple[J
             raise SourceMissing(f"There is no object {key} in {bucket}.")
         etag, size = info.etag, info.size
     options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
-    return Job(bucket=bucket, key=key, etag=etag, size=size, options=options), copy_to
+    job = Job(bucket=bucket, key=key, etag=etag, size=size, version_id=request.version_id, options=options)
+    return job, copy_to
 
 
 def _copy_key(path: str, store: Store) -> str:
     bucket, key = split_s3_path(path)
-    if bucket != store.bucket or not key.startswith(OUTPUT_PREFIX) or not key.endswith(".json"):
-        raise Refused(403, "output-not-allowed", f"A copy may go to s3://{store.bucket}/{OUTPUT_PREFIX}….json only.")
+    stem = key.removeprefix(OUTPUT_PREFIX).removesuffix(".json")
+    inside = bucket == store.bucket and key == f"{OUTPUT_PREFIX}{stem}.json"
+    if not inside or stem.endswith(".error") or not isinstance(parse_key(stem), IgnoredKey):
+        detail = (
+            f"A copy may go to s3://{store.bucket}/{OUTPUT_PREFIX}….json, where no other audio's transcript belongs."
+        )
+        raise Refused(403, "output-not-allowed", detail)
     return key
 
 
 def _copy(store: Store, key: str, done: Done) -> None:
     """Write the caller's own copy; the newest wins, since nothing depends on it."""
     assert done.transcript
-    while True:
+    for _ in range(ROUNDS):
         current = store.head(key)
         try:
             store.put(key, done.transcript.to_json(), content_type=JSON, if_match=current.etag if current else ABSENT)
         except PreconditionFailed:
             continue
         return
+    raise Contended(f"the copy {key} kept changing")
 
 
 def _save(upload: UploadFile, target: Path) -> None:

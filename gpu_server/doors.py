@@ -9,7 +9,8 @@ from starlette.datastructures import Headers
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gpu_server.problems import problem
+from gpu_server.problems import Refused, problem
+from gpu_server.readiness import Readiness
 
 OPEN_PATHS = frozenset({"/health", "/livez"})
 JSON_BYTES = 64 * 1024
@@ -56,19 +57,28 @@ def _given_key(headers: Headers) -> bytes:
 class BodyDoor:
     """413 for a body over the limit: of an upload for `upload_path`, of a small JSON document everywhere else.
 
-    A body that announces its length is refused before it is read, one that does not when it gets too long.
+    A body that announces its length is refused before it is read, one that does not when it gets too long; and any
+    upload while there is no room for its job.
     """
 
-    def __init__(self, app: ASGIApp, *, upload_path: str, upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, upload_path: str, upload_bytes: int, readiness: Readiness) -> None:
         self._app = app
         self._upload_path = upload_path
         self._upload_bytes = upload_bytes
+        self._readiness = readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._upload_bytes if scope["path"] == self._upload_path else JSON_BYTES
+        is_upload = scope["path"] == self._upload_path and scope["method"] == "POST"
+        limit = self._upload_bytes if is_upload else JSON_BYTES
+        try:
+            if is_upload:
+                self._readiness.check()
+        except Refused as error:
+            await problem(error.status, error.type, error.detail, retry_after=error.retry_after)(scope, receive, send)
+            return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdigit() and int(announced) > limit:
             response = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"The limit is {limit} bytes.")

@@ -30,6 +30,8 @@ class TranscribeS3(Options):
     return_text: bool = Field(default=True, description="answer with the transcript; false: with a receipt")
     wait: bool = Field(default=True, description="false: answer 202 at once; the result goes to S3")
     etag: str | None = Field(default=None, max_length=256, description="only if the audio still is this version")
+    version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
+    retry_failed: bool = Field(default=False, description="try again although this audio's failure is on record")
     route: Route = Field(default="direct", description="how the job came here; kept in the transcript")
 
 

@@ -64,23 +64,29 @@ class Service:
         self._lookups = ThreadPoolExecutor(readiness.capacity, thread_name_prefix="lookup")
         self._flights: dict[str, asyncio.Task[Done]] = {}
 
-    def start_job(self, job: Job, route: Route) -> asyncio.Task[Done]:
+    def start_job(self, job: Job, route: Route, *, retry_failed: bool = False) -> asyncio.Task[Done]:
         """The flight of this input: the one that is under way, or a new one, which takes a slot.
 
         It goes on when its callers leave. Raises Refused when the server is full or not ready.
         """
         if (flight := self._flights.get(job.job_id)) is None:
             self.readiness.take_slot()
-            flight = asyncio.create_task(self._in_slot(partial(self._run_job, job, route), "s3"))
+            flight = asyncio.create_task(self._in_slot(partial(self._run_job, job, route, retry_failed), "s3"))
             self._flights[job.job_id] = flight
             flight.add_done_callback(partial(self._landed, job))
         return flight
 
-    async def transcribe_file(self, audio: Path, options: Options) -> Transcript:
-        """A file that a caller uploaded: the result goes to that caller only."""
+    async def transcribe_file(self, audio: Path, options: Options, *, fill: Callable[[], object]) -> Transcript:
+        """A file of one caller's, who alone gets the result. `fill` writes it, once there is a slot for it."""
         self.readiness.take_slot()
-        assert self.transcriber  # ready servers have one
-        return await self._in_slot(partial(self.transcriber.transcribe, audio, options), "upload")
+        transcriber = self.transcriber
+        assert transcriber  # ready servers have one
+
+        def run() -> Transcript:
+            fill()
+            return transcriber.transcribe(audio, options)
+
+        return await self._in_slot(run, "upload")
 
     async def look_up(self, call: Callable[[], T]) -> T:
         """A short blocking call, off the event loop."""
@@ -121,12 +127,12 @@ class Service:
         result = str(flight.result().written) if error is None and not flight.cancelled() else type(error).__name__
         logger.info("job ended", extra={"job_id": job.job_id, "key": job.key, "result": result})
 
-    def _run_job(self, job: Job, route: Route) -> Done:
+    def _run_job(self, job: Job, route: Route, retry_failed: bool) -> Done:
         """The chunk writer's protocol, then the session's, in a thread of our own."""
         assert self.store
         transcribe = partial(self._transcribe, job, route)
         try:
-            written = write_chunk(self.store, job, transcribe, workspace=self._workspace)
+            written = write_chunk(self.store, job, transcribe, workspace=self._workspace, retry_failed=retry_failed)
         except RefusedKey:
             raise
         except PermanentError as error:
@@ -146,7 +152,7 @@ class Service:
         names = job.audio
         if isinstance(names, ChunkKey):
             self._recordings.complete(names, audio)
-        source = ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag)
+        source = ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id)
         return self.transcriber.transcribe(audio, job.options, source=source, route=route)
 
     def _complete_session(self, job: Job) -> None:

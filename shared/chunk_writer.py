@@ -62,14 +62,14 @@ def write_chunk(
     """
     parse_audio_key(job.key)
     record = read_record(store, job)
-    if record and not retry_failed and record_stands(store, job, record):
-        return Written.ALREADY_FAILED
     produced: Transcript | None = None
     lost: Exception | None = None
     for _ in range(ROUNDS):
         current = read_outcome(store, job)
         if current.is_for(job):
             return Written.WRITTEN if produced else Written.ALREADY_DONE
+        if record and not retry_failed and record_stands(store, job, record):
+            return Written.ALREADY_FAILED
         source = store.head(job.key)
         if source is None:
             raise SourceMissing(f"there is no object {job.key} in {job.bucket}")

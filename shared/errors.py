@@ -9,7 +9,6 @@ RouterError
 │   ├── SourceMissing   the audio is not (or no longer) in S3
 │   └── InputRefused    the server, or the decoder, says that this audio cannot be transcribed
 ├── TransientError      try again later: retry, queue, or leave in the queue
-│   ├── ServerUnavailable
 │   ├── StoreUnavailable
 │   └── Contended       lost a write race more often than any race can explain
 └── SettingsError       a person must change the configuration; the program exits

@@ -13,6 +13,7 @@ from shared.errors import BadEvent, BadMessage
 from shared.jobs import JobMessage, Options, parse_job_message
 
 APP_SOURCES = frozenset({"custom.upload-service", "audio.upload"})
+MAX_WRAPPINGS = 3  # a failure record of a batch of notifications is two deep
 APP_DETAIL_TYPES = frozenset({"Audio Uploaded", "Audio Upload Completed"})
 
 
@@ -168,7 +169,7 @@ class Wake:
 Letter = JobMessage | Upload | NotAnUpload | Wake
 
 
-def parse_letter(document: Any) -> list[Letter]:
+def parse_letter(document: Any, *, depth: int = 0) -> list[Letter]:
     """Read a queue message's body: a job, a Lambda failure record, a raw event, or a schedule's.
 
     Raises:
@@ -176,15 +177,21 @@ def parse_letter(document: Any) -> list[Letter]:
     """
     if not isinstance(document, dict):
         raise BadMessage("a message is a JSON object")
+    if depth > MAX_WRAPPINGS:
+        raise BadMessage("an event wrapped in itself")
     if "requestPayload" in document:
         # https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
-        return [letter for event in unwrap_events(document["requestPayload"]) for letter in parse_letter(event)]
+        return [
+            letter
+            for event in unwrap_events(document["requestPayload"])
+            for letter in parse_letter(event, depth=depth + 1)
+        ]
     if "job_id" in document or ("version" in document and "detail-type" not in document):
         return [parse_job_message(document)]
     if document.get("source") == "aws.scheduler":
         return [Wake()]
     if isinstance(document.get("Records") or document.get("events"), list):
-        return [letter for event in unwrap_events(document) for letter in parse_letter(event)]
+        return [letter for event in unwrap_events(document) for letter in parse_letter(event, depth=depth + 1)]
     try:
         return [parse_upload(document)]
     except BadEvent as error:

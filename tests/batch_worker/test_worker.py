@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from batch_worker.batch import Batch, Summary
 from batch_worker.drain import Drain, ServerGone
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
-from batch_worker.work import Unauthorized, Worker
+from batch_worker.work import Result, Unauthorized, Worker
 from shared.combine import Combiner, SessionTranscribed
 from shared.jobs import Job, Reason
 from shared.outcomes import Standing, read_failure, standing
@@ -32,6 +33,7 @@ class Night:
     dead_letters: MemoryQueue = field(default_factory=lambda: MemoryQueue("memory/dlq"))
     failures: MemoryQueue = field(default_factory=lambda: MemoryQueue("memory/failures"))
     server_wait: float = 0
+    job_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         self.server = ScriptedServer(self.store)
@@ -40,21 +42,26 @@ class Night:
 
     def run(self) -> Summary:
         with Leases(visibility=120, interval=30) as leases:
-            worker = Worker(self.store, self._combiner(), self.server, 10.0, self.stopping)  # type: ignore[arg-type]
-            drain = Drain(
-                queue=self.queue,  # type: ignore[arg-type]
-                dead_letters=self.dead_letters,  # type: ignore[arg-type]
-                worker=worker,
-                leases=leases,
-                stopping=self.stopping,
-                concurrency=2,
-                visibility=120,
-                poll_seconds=1,
-                server_wait=self.server_wait,
-                drain_timeout=1,
-            )
-            letters = [Letters(queue, drain, self.dead_letters) for queue in (self.failures, self.dead_letters)]  # type: ignore[arg-type]
-            return Batch(drain, letters, self.store, self._combiner).run()
+            drain = self.drain(leases)
+            return Batch(drain, self.letters(drain), self.store, self._combiner).run()
+
+    def drain(self, leases: Leases) -> Drain:
+        return Drain(
+            queue=self.queue,  # type: ignore[arg-type]
+            dead_letters=self.dead_letters,  # type: ignore[arg-type]
+            worker=Worker(self.store, self._combiner(), self.server, self.job_seconds, self.stopping),  # type: ignore[arg-type]
+            leases=leases,
+            stopping=self.stopping,
+            concurrency=2,
+            visibility=120,
+            poll_seconds=1,
+            server_wait=self.server_wait,
+            drain_timeout=1,
+        )
+
+    def letters(self, drain: Drain) -> list[Letters]:
+        queues: tuple[Any, ...] = (self.failures, self.dead_letters)
+        return [Letters(queue, drain, queues[1]) for queue in queues]
 
     def _combiner(self) -> Combiner:
         return Combiner(self.store, self.events.append)
@@ -148,6 +155,31 @@ def test_a_dead_letter_gets_one_more_try_and_then_a_recorded_failure(night: Nigh
     assert night.dead_letters.visible == []
 
 
+def test_a_chunk_that_waits_for_its_recordings_first_is_kept_until_the_recording_ends(night: Night) -> None:
+    night.server.answers = [Answer(Said.NOT_YET, 422, "media-header-missing", "chunk 1 is not there")]
+    job = night.upload("chunk-2.webm")
+    night.dead_letters.send(job, Reason.FAILED)
+    with Leases(visibility=120, interval=30) as leases:
+        night.letters(night.drain(leases))[1].run()
+    assert read_failure(night.store, job) is None
+    assert len(night.dead_letters.visible) == 1
+    night.upload("metadata.json", b'{"chunkCount": 2}')
+    with Leases(visibility=120, interval=30) as leases:
+        night.letters(night.drain(leases))[1].run()
+    failure = read_failure(night.store, job)
+    assert failure is not None
+    assert failure.type == "media-header-missing"
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, "\x00", '{"requestPayload": ' * 500 + "1" + "}" * 500])
+def test_no_letter_whatever_is_in_it_ends_a_run(night: Night, body: str) -> None:
+    night.dead_letters.send_raw(body)
+    night.queue.send(night.upload("chunk-1.webm"), Reason.FAILED)
+    summary = night.run()
+    assert (summary.transcribed, summary.parked, summary.all_done) == (1, 1, True)
+    assert night.dead_letters.visible[0].body == body
+
+
 def test_a_dead_letter_is_not_blamed_for_a_dead_server(night: Night) -> None:
     night.server.ready = Health(ready=False, alive=False, reason="no answer")
     job = night.upload("chunk-1.webm")
@@ -186,6 +218,55 @@ def test_no_message_is_received_while_no_server_lives(night: Night) -> None:
     with pytest.raises(ServerGone, match="no answer"):
         night.run()
     assert night.queue.visible[0].receive_count == 0
+
+
+def test_a_server_that_is_busy_for_ever_does_not_hold_a_job_for_ever(night: Night) -> None:
+    night.server.answers = [Answer(Said.BUSY, 503, retry_after=0.01)]
+    night.job_seconds = 0.05
+    night.queue.send(night.upload("chunk-1.webm"), Reason.UNHEALTHY)
+    with Leases(visibility=120, interval=30) as leases:
+        drain = night.drain(leases)
+        drain.worker.stopping = threading.Event()
+        document = night.queue.receive(most=1, wait=0, visibility=60)[0].document()
+        assert drain.worker.handle(document, attempts=1) == [Result.LATER]
+
+
+def test_a_long_running_worker_outlives_a_queue_that_is_away(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batch_worker.drain.RECOVERY_SECONDS", 0.01)
+    job = night.upload("chunk-1.webm")
+    night.queue.send(job, Reason.UNHEALTHY)
+    receive, failures = night.queue.receive, iter(range(3))
+
+    def fail_three_times(**arguments: int) -> list[Message]:
+        if next(failures, None) is not None:
+            raise QueueUnavailable("SQS is away")
+        if standing(night.store, job) is Standing.TRANSCRIBED:
+            night.stopping.set()
+        return receive(**arguments)
+
+    night.queue.receive = fail_three_times  # type: ignore[assignment,method-assign]
+    with Leases(visibility=120, interval=30) as leases:
+        night.drain(leases).run(until_empty=False)
+    assert standing(night.store, job) is Standing.TRANSCRIBED
+
+
+def test_a_worker_that_is_stopped_does_not_wait_for_suspects(night: Night) -> None:
+    """A message that came back is worked on alone; its turn, and the others', end when the process is told to stop."""
+    released = threading.Event()
+
+    def hang(*arguments: object, **more: object) -> Answer:
+        night.stopping.set()
+        released.wait(timeout=20)
+        return Answer(Said.FAILED)
+
+    night.server.transcribe = hang  # type: ignore[assignment,method-assign]
+    for number in (1, 2):
+        night.queue.send(night.upload(f"chunk-{number}.webm"), Reason.UNHEALTHY)
+    night.queue.visible = [Message(m.id, m.receipt, m.body, 1) for m in night.queue.visible]
+    assert night.run().stopped
+    assert not released.is_set()
+    assert len(night.queue.visible) == 2  # both leases were held, and both are given back
+    released.set()
 
 
 def test_a_busy_server_is_waited_for(night: Night) -> None:

@@ -27,9 +27,9 @@ from gpu_server.service import Service
 from gpu_server.settings import ServerSettings
 from gpu_server.transcriber import Transcriber
 from shared.combine import Combiner, SessionTranscribed
-from shared.errors import SettingsError
+from shared.errors import InputRefused, SettingsError
 from shared.jobs import Job
-from shared.outcomes import read_failure, read_outcome
+from shared.outcomes import read_failure, read_outcome, record_failure
 from shared.server import Said, read_answer
 from shared.settings import load
 from tests.fakes import MemoryStore
@@ -256,7 +256,13 @@ def test_a_wrong_s3_path_is_explained(served: Served, path: str, status: int, ty
 
 @pytest.mark.parametrize(
     "path",
-    ["s3://audio-bucket/worker-code/x.json", "s3://other/transcripts/x.json", "s3://audio-bucket/transcripts/x.py"],
+    [
+        "s3://audio-bucket/worker-code/x.json",
+        "s3://other/transcripts/x.json",
+        "s3://audio-bucket/transcripts/x.py",
+        "s3://audio-bucket/transcripts/calls/old.wav.json",
+        "s3://audio-bucket/transcripts/calls/old.wav.error.json",
+    ],
 )
 def test_a_copy_goes_nowhere_but_to_transcripts(served: Served, path: str) -> None:
     served.store.upload(KEY, HELLO.read_bytes())
@@ -283,6 +289,37 @@ def test_options_the_model_cannot_do_are_the_callers_to_change(served: Served) -
     served.engine.error = UnsupportedOption("English only.")
     answer = served.upload()
     assert (answer.status_code, answer.json()["detail"]) == (400, "English only.")
+
+
+def test_what_a_caller_wishes_in_vain_leaves_no_record_on_the_audio(served: Served) -> None:
+    served.engine.error = UnsupportedOption("English only.")
+    etag = served.store.upload(KEY, HELLO.read_bytes())
+    assert served.from_s3(language="de").status_code == 400
+    assert read_failure(served.store, Job(bucket=served.store.bucket, key=KEY, etag=etag)) is None
+    served.engine.error = None
+    assert served.from_s3().status_code == 200
+
+
+def test_a_recorded_failure_is_tried_again_when_a_person_asks(served: Served) -> None:
+    etag = served.store.upload(KEY, HELLO.read_bytes())
+    job = Job(bucket=served.store.bucket, key=KEY, etag=etag)
+    record_failure(served.store, job, InputRefused("an old decoder", type="media-undecodable"))
+    assert served.from_s3().json()["type"] == "/problems/media-undecodable"
+    assert served.from_s3(retry_failed=True).status_code == 200
+    assert served.from_s3().status_code == 200
+
+
+@pytest.mark.parametrize("quote", ["{}", '"{}"'])
+def test_an_etag_may_be_quoted_and_an_empty_one_is_none(served: Served, quote: str) -> None:
+    etag = served.store.upload(KEY, HELLO.read_bytes())
+    assert served.from_s3(etag="").json()["source"]["etag"] == etag
+    assert served.from_s3(etag=quote.format(etag)).json()["source"]["etag"] == etag
+    assert served.from_s3(etag=quote.format("other"), return_text=False).json()["status"] == "superseded"
+
+
+def test_the_version_of_the_audio_is_kept_in_its_transcript(served: Served) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    assert served.from_s3(version_id="v7").json()["source"]["version_id"] == "v7"
 
 
 def test_a_broken_engine_is_nobodys_fault_but_ours(served: Served) -> None:
@@ -387,6 +424,12 @@ def test_an_open_door_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FAST_API_HOST", "0.0.0.0")
     monkeypatch.delenv("API_KEY", raising=False)
     with pytest.raises(SettingsError, match="API_KEY"):
+        load(ServerSettings)
+
+
+def test_a_key_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY_FILE", "/nowhere/key")
+    with pytest.raises(SettingsError, match=r"API_KEY_FILE .*cannot be read"):
         load(ServerSettings)
 
 

@@ -88,6 +88,15 @@ def test_a_saturated_server_is_not_dead_and_not_bothered(world: World) -> None:
     assert world.upload(body=b"later").decision is Decision.DIRECT
 
 
+def test_a_dead_server_does_not_hide_a_healthy_one(store: MemoryStore) -> None:
+    world = World(store, urls=("http://dead", "http://alive"))
+    dead = ScriptedServer(store, ready=Health(ready=False, alive=False, reason="no answer"))
+    world.router.connect = lambda url: dead if "dead" in url else world.server  # type: ignore[assignment,return-value]
+    for number in range(4):
+        assert world.upload(body=f"{number}".encode()).decision is Decision.DIRECT
+    assert dead.calls == []
+
+
 def test_without_a_known_server_jobs_are_queued(store: MemoryStore) -> None:
     world = World(store, urls=())
     assert world.upload().reason == "no server known"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shared.chunk_writer import Written, write_chunk
 from shared.errors import Contended, InputRefused, SourceMissing, StoreUnavailable, TransientError
 from shared.jobs import Job
-from shared.outcomes import Standing, read_failure, read_outcome, record_failure, standing
+from shared.outcomes import HEADER_MISSING, Standing, read_failure, read_outcome, record_failure, standing
 from shared.transcript import Transcript
 from tests.fakes import MemoryStore, transcript_for
 
@@ -175,6 +175,40 @@ def test_a_failure_is_never_recorded_over_a_success(store: MemoryStore, tmp_path
     write_chunk(store, job, Recognizer(job), workspace=tmp_path)
     record_failure(store, job, InputRefused("too late"))
     assert read_failure(store, job) is None
+
+
+def test_a_late_failure_of_an_old_version_leaves_the_newer_ones_record(store: MemoryStore) -> None:
+    store.upload(KEY, b"first")
+    old = job_of(store)
+    store.upload(KEY, b"second")
+    new = job_of(store)
+    record_failure(store, new, InputRefused("second has no audio"))
+    record_failure(store, old, InputRefused("first has no audio"))
+    assert standing(store, new) is Standing.FAILED
+
+
+def test_two_objects_with_one_chunk_number_that_both_fail_come_to_rest(store: MemoryStore, tmp_path: Path) -> None:
+    keys = [KEY, KEY.replace("webm", "mp3")]
+    for key in keys:
+        store.upload(key, key.encode())
+    older, newer = (job_of(store, key) for key in keys)
+    for job in (older, newer, older, newer):
+        record_failure(store, job, InputRefused("no audio"))
+    assert standing(store, newer) is Standing.FAILED
+    assert standing(store, older) is Standing.DUPLICATE
+    assert write_chunk(store, older, Recognizer(older), workspace=tmp_path) is Written.DUPLICATE
+
+
+def test_a_record_for_want_of_a_header_falls_when_another_chunk_1_comes(store: MemoryStore) -> None:
+    later = KEY.replace("chunk-1", "chunk-2")
+    store.upload(later, b"rest")
+    job = job_of(store, later)
+    record_failure(store, job, InputRefused("no header", type=HEADER_MISSING))
+    assert standing(store, job) is Standing.FAILED
+    store.upload(KEY, b"header")
+    assert standing(store, job) is Standing.OPEN
+    record_failure(store, job, InputRefused("no header there either", type=HEADER_MISSING))
+    assert standing(store, job) is Standing.FAILED
 
 
 def test_a_failure_of_old_audio_says_nothing_about_new_audio(store: MemoryStore) -> None:
