@@ -18,7 +18,7 @@ from shared.jobs import Job, Reason
 from shared.outcomes import Standing, read_failure, standing
 from shared.queues import Backlog, Message, QueueUnavailable
 from shared.server import Answer, Health, Said
-from tests.fakes import MemoryQueue, MemoryStore, ScriptedServer
+from tests.fakes import MemoryQueue, MemoryStore, ScriptedServer, transcript_for
 from tests.shared.test_events import s3_event
 
 PREFIX = "users/u/audio/sessions/s/"
@@ -85,6 +85,26 @@ def test_queued_jobs_are_transcribed_and_their_session_is_combined(night: Night)
     assert len(night.events) == 1
     assert night.queue.visible == []
     assert not night.queue.held
+
+
+@pytest.mark.parametrize("done_before", [False, True])
+def test_a_session_is_complete_before_its_last_message_is_forgotten(night: Night, done_before: bool) -> None:
+    """Without the sweep, which would hide it; and also when a worker died between the transcript and the session."""
+    job = night.upload("chunk-1.webm")
+    night.upload("metadata.json", b'{"chunkCount": 1}')
+    if done_before:
+        night.store.upload(job.output_key, transcript_for(job).to_json())
+    night.queue.send(job, Reason.UNHEALTHY)
+    forget, at_delete = night.queue.delete, []
+
+    def look_first(message: Message) -> None:
+        at_delete.append("users/u/transcripts/s.json" in night.store.objects)
+        forget(message)
+
+    night.queue.delete = look_first  # type: ignore[method-assign]
+    with Leases(visibility=120, interval=30) as leases:
+        night.drain(leases).run(until_empty=True)
+    assert at_delete == [True]
 
 
 def test_what_is_done_already_is_only_acknowledged(night: Night) -> None:
