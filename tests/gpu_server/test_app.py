@@ -333,7 +333,7 @@ def test_a_broken_engine_is_nobodys_fault_but_ours(served: Served) -> None:
 
 
 def test_an_unexpected_error_tells_a_correlation_id_and_nothing_else(served: Served) -> None:
-    served.engine.error = RuntimeError("secret path /root/x")
+    served.engine.error = RuntimeError("secret path /srv/x")
     answer = served.upload()
     assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal")
     assert "secret" not in answer.text
