@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := -q --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install up down worker deploy deploy-core lint format lock clean
+.PHONY: help demo test install up down worker bench deploy deploy-core lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ deploy: deploy-core ## run the numbered deploy scripts against the AWS (or endpo
 
 deploy-core: $(VENV)/.local $(VENV)-aws/.installed ## the core of them: queues, bucket events, router
 	@set -e; for step in 000 001 010 011 020 021 340 341 342; do bash infra/scripts/step-$$step-*.sh; done
+
+bench: $(VENV)/.dev ## measure the engines on real speech, beside stock WhisperX
+	@$(BIN)/python -m bench.engines
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -23,7 +23,7 @@ REFRESH_SECONDS = 0.4
 MAX_WER = 0.15
 DERIVED = ("json", "srt", "vtt", "txt")
 
-_NORMALIZE = jiwer.Compose(
+NORMALIZE = jiwer.Compose(
     [
         jiwer.ToLowerCase(),
         jiwer.RemovePunctuation(),  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ class Demo:
         if transcript is None:
             self.console.print(Panel("no session transcript", title=session.id, border_style="red"))
             return False
-        wer = jiwer.wer(said, transcript.text, _NORMALIZE, _NORMALIZE)
+        wer = jiwer.wer(said, transcript.text, NORMALIZE, NORMALIZE)
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(ratio=1)
         table.add_column(ratio=1)

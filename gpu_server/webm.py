@@ -10,10 +10,12 @@ from collections.abc import Iterator
 EBML_HEADER = b"\x1a\x45\xdf\xa3"  # how every WebM and Matroska file begins
 CLUSTER = b"\x1f\x43\xb6\x75"
 SIMPLE_BLOCK = b"\xa3"
-# What may follow an element inside a recording: cluster, blocks, timecode, cues, void.
-ELEMENTS = (CLUSTER, SIMPLE_BLOCK, b"\xa0", b"\xe7", b"\xa7", b"\xab", b"\x1c\x53\xbb\x6b", b"\xec")
+NUMBERS = (b"\xe7", b"\xa7", b"\xab")  # a cluster's timestamp, position, size of the one before
+MAX_NUMBER_BYTES = 8
+RARE = (b"\xa0", b"\x1c\x53\xbb\x6b", b"\xec")  # block group, cues, void
 # How files of the allowed formats begin.
 FILE_STARTS = (EBML_HEADER, b"OggS", b"RIFF", b"RF64", b"fLaC", b"ID3", b"FORM", b"caff", b"#!AMR")
+ENOUGH = 4  # elements in a row that are no accident
 CLUSTER_START = CLUSTER + b"\x01" + b"\xff" * 7 + b"\xe7\x81\x00"  # of unknown size, at time zero
 
 
@@ -21,7 +23,7 @@ def is_continuation(head: bytes) -> bool:
     """Whether `head` is WebM from the middle of a recording.
 
     Browsers cut inside an element (Chrome: right after a block's one-byte id), so the first whole
-    element is searched for: three in a row, or as many as there are up to the end, are no accident.
+    element is searched for: several in a row, or as many as there are up to the end, are no accident.
     """
     return not head.startswith(FILE_STARTS) and _first_element(head) is not None
 
@@ -56,10 +58,15 @@ def graft(header: bytes, cut: bytes, chunk: bytes) -> bytes:
 
 
 def _first_element(head: bytes) -> int | None:
-    """Where the first whole element of a continuation begins, or None when this is none."""
-    if _chains(head, 0):
-        return _block_end(head, 0, id_bytes=0) or 0
-    return next((position for position in _occurrences(head, SIMPLE_BLOCK) if _chains(head, position)), None)
+    """Where the first whole element of a continuation begins, or None when this is none.
+
+    A block that would reach beyond the end says little: any bytes may look like its start. It counts last.
+    """
+    at_front = (_block_end(head, 0, id_bytes=0) or 0) if _chains(head, 0) else None
+    if at_front is not None and at_front <= len(head):
+        return at_front
+    found = next((position for position in _occurrences(head, SIMPLE_BLOCK) if _chains(head, position)), None)
+    return len(head) if found is None and at_front is not None else found
 
 
 def _element_end(chunk: bytes, position: int) -> int | None:
@@ -85,7 +92,7 @@ def _chains(head: bytes, start: int) -> bool:
     position, length = start, 0
     if at_front and (end := _block_end(head, 0, id_bytes=0)) is not None:
         position, length = end, 1  # the block's id went with the previous chunk
-    while length < 3 and position < len(head):
+    while length < ENOUGH and position < len(head):
         if head.startswith(CLUSTER, position):
             size_width = _vint(head, position + len(CLUSTER))
             if size_width is None:
@@ -96,8 +103,13 @@ def _chains(head: bytes, start: int) -> bool:
             if end is None:
                 return False
             position = end
+        elif head.startswith(NUMBERS, position):
+            size_width = _vint(head, position + 1)
+            if size_width is None or not 1 <= size_width[0] <= MAX_NUMBER_BYTES:
+                return False
+            position += 1 + size_width[1] + size_width[0]
         else:
-            return length >= (1 if at_front else 2) and head.startswith(ELEMENTS, position)
+            return length >= ENOUGH - 1 and head.startswith(RARE, position)
         length += 1
     return length >= (1 if at_front else 2)
 

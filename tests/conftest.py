@@ -1,13 +1,20 @@
 """Fixtures that every folder of tests uses."""
 
+import os
 from collections.abc import Iterator
 
 import boto3
 import pytest
+from hypothesis import settings
 from moto import mock_aws
 
 from shared.store import CLIENT_CONFIG, S3Store, Store
 from tests.fakes import MemoryStore
+
+# CI sees the same examples every time; a person's runs look for new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gpu_server.decoding import SAMPLE_RATE, HeaderMissing, Limits, decode
@@ -34,6 +34,7 @@ def key(number: str, session: str = "s") -> ChunkKey:
     return ChunkKey(Session("u", session), number, "webm")
 
 
+@example([1500, 2783, 1500])  # in which a chunk begins with bytes that look like a block's size
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.integers(1500, 12_000), min_size=1, max_size=3))
 def test_wherever_a_recording_is_cut_its_chunks_are_as_long_as_it_was(tmp_path: Path, lengths: list[int]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jiwer
 import pytest
 
-from cli.demo import _NORMALIZE
+from cli.demo import NORMALIZE
 from cli.local import BUCKET
 from shared.keys import Session
 from shared.transcript import SessionRef
@@ -30,7 +30,7 @@ def session(request: pytest.FixtureRequest) -> Session:
 
 def wer(text: str, sample: str) -> float:
     said = " ".join((DATA / sample / "text.txt").read_text().split())
-    return float(jiwer.wer(said, text, _NORMALIZE, _NORMALIZE))
+    return float(jiwer.wer(said, text, NORMALIZE, NORMALIZE))
 
 
 def test_a_recording_is_transcribed_while_the_server_is_on(server: System, session: Session) -> None:

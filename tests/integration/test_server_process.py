@@ -14,7 +14,7 @@ import httpx
 import jiwer
 import pytest
 
-from cli.demo import _NORMALIZE
+from cli.demo import NORMALIZE
 from infra.local import processes, stack
 from tests.integration.conftest import DATA, PATIENCE_SECONDS
 
@@ -67,7 +67,7 @@ def test_real_speech_is_understood_with_a_time_for_every_word(server: Server, sa
     assert answer.status_code == 200, answer.text
     transcript: dict[str, Any] = answer.json()
     said = " ".join((DATA / sample / "text.txt").read_text().split())
-    assert jiwer.wer(said, transcript["text"], _NORMALIZE, _NORMALIZE) <= 0.05
+    assert jiwer.wer(said, transcript["text"], NORMALIZE, NORMALIZE) <= 0.05
     words = [word for segment in transcript["segments"] for word in segment["words"]]
     assert " ".join(word["word"] for word in words).split() == transcript["text"].split()
     times = [time for word in words for time in (word["start"], word["end"])]

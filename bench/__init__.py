@@ -1,0 +1,1 @@
+"""Measurements, side by side with the stock way; as ratios, since machines differ and are shared."""
