@@ -10,7 +10,8 @@ import pytest
 from moto import mock_aws
 
 from router_lambda import handler as edge
-from shared.errors import BadEvent
+from shared.errors import BadEvent, SettingsError
+from shared.queues import QueueUnavailable
 from tests.shared.test_events import s3_event
 
 KEY = "users/canary-user/audio/sessions/s/chunk-1.webm"
@@ -67,6 +68,20 @@ def test_an_upload_with_a_dead_server_is_in_the_queue_when_the_handler_returns(a
 def test_a_malformed_event_raises_so_that_lambda_keeps_it(aws: Callable[[], Any]) -> None:
     with pytest.raises(BadEvent):
         edge.handler({"source": "aws.s3", "detail-type": "Object Created", "detail": {}}, Context())
+
+
+def test_a_queue_that_does_not_exist_is_named_and_the_event_goes_back_to_lambda(
+    aws: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQS_QUEUE_URL", "https://sqs.us-east-1.amazonaws.com/123456789012/nowhere")
+    with pytest.raises(QueueUnavailable, match="nowhere"):
+        edge.handler(put(), Context())
+
+
+def test_a_setting_that_is_missing_is_named(aws: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUDIO_BUCKET")
+    with pytest.raises(SettingsError, match="AUDIO_BUCKET is not set"):
+        edge.handler(put(), Context())
 
 
 def test_one_bad_event_of_a_batch_does_not_hold_up_the_others(aws: Callable[[], Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import (
+    ClientError,
     ConnectionClosedError,
     FlexibleChecksumError,
     IncompleteReadError,
@@ -158,6 +159,20 @@ def test_a_stalled_call_is_not_tried_longer_than_the_client_does(client: Any) ->
 def test_a_missing_bucket_is_named(client: Any) -> None:
     with pytest.raises(StoreUnavailable, match="NoSuchBucket"):
         S3Store(client, "other-bucket").get("a")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("PermanentRedirect", 301), ("AccessDenied", 403), ("InvalidBucketName", 400)]
+)
+def test_a_bucket_that_is_set_up_wrong_is_named(client: Any, code: str, status: int) -> None:
+    """A wrong region, a missing permission: our configuration, never the audio's fault."""
+    answer = {
+        "Error": {"Code": code, "Message": "look at your settings"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    store = S3Store(FlakyClient(client, ClientError(answer, "GetObject")), "audio-bucket")  # type: ignore[arg-type]
+    with pytest.raises(StoreUnavailable, match=f"{code}: look at your settings"):
+        store.get("a")
 
 
 def test_the_client_gives_up_before_a_lambda_does() -> None:
