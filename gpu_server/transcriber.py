@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from gpu_server.decode_pool import DecodePool, load_pcm
-from gpu_server.decoding import SAMPLE_RATE, MediaError
+from gpu_server.decoding import MediaError
 from gpu_server.engines import (
     UNDETERMINED,
+    Audio,
     Engine,
     EngineFault,
     Options,
@@ -86,11 +87,11 @@ class Transcriber:
         self._owner.shutdown(wait=False, cancel_futures=True)
         self._decoders.close()
 
-    def _recognize(self, samples: "object", options: jobs.Options) -> Recognition:
+    def _recognize(self, samples: Audio, options: jobs.Options) -> Recognition:
         self._metrics.started.inc()
         began = time.monotonic()
         try:
-            return self.engine.transcribe(samples, Options(**options.model_dump()))  # type: ignore[arg-type]
+            return self.engine.transcribe(samples, Options(**options.model_dump()))
         except (UnknownLanguage, UnsupportedOption) as error:
             raise InputRefused(str(error), type=error.type, status=error.status) from error
         except EngineFault as error:
@@ -127,6 +128,3 @@ def _segments(recognition: Recognition | None) -> tuple[Segment, ...]:
         )
         for id, segment in enumerate(recognition.segments if recognition else ())
     )
-
-
-__all__ = ["SAMPLE_RATE", "EngineBroken", "Route", "Transcriber"]
