@@ -58,12 +58,12 @@ class Batch:
             if self.drain.stopping.is_set():
                 break
             found = sweep(self.store, self.new_combiner())
-            left = len(found.open)
-            if not found.open or round == SWEEPS:
+            left = len(found)
+            if not found or round == SWEEPS:
                 break
-            for job in found.open:
+            for job in found:
                 self.drain.queue.send(job, Reason.SWEPT)
-            swept += len(found.open)
+            swept += len(found)
         results = self.drain.tally.results
         return Summary(
             transcribed=results[Result.TRANSCRIBED],

@@ -6,7 +6,6 @@ Events may be dropped by AWS itself; S3's listing is not. So the sweep needs not
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from shared.combine import Combiner, Status
 from shared.errors import PermanentError, RefusedKey
@@ -18,16 +17,8 @@ from shared.store import ObjectInfo, Store
 PARALLEL_READS = 16
 
 
-@dataclass(frozen=True)
-class Found:
-    """`open`: jobs that nobody has finished. `completed`: sessions that this very sweep combined."""
-
-    open: tuple[Job, ...]
-    completed: int
-
-
-def sweep(store: Store, combiner: Combiner) -> Found:
-    """Look at the whole bucket.
+def sweep(store: Store, combiner: Combiner) -> list[Job]:
+    """Look at the whole bucket, and say which jobs nobody has finished.
 
     A complete session costs a few requests, since its transcript names all it was made from; an open one costs two
     reads a chunk. `combiner` must be new: what another one remembers of open sessions may be out of date.
@@ -44,16 +35,14 @@ def sweep(store: Store, combiner: Combiner) -> Found:
             sessions[parsed.session].append(info)
         elif isinstance(parsed, FileKey):
             files.append(info)
-    completed = 0
     for session, chunks in sessions.items():
         combined = combiner.combine(session)
-        completed += combined.written
         if combined.status is not Status.COMPLETE:
             files += chunks
     jobs = _open(store, files)
     for session in {parsed.session for job in jobs if isinstance(parsed := job.audio, ChunkKey) and job.size == 0}:
-        completed += combiner.combine(session).written
-    return Found(tuple(job for job in jobs if job.size != 0), completed)
+        combiner.combine(session)
+    return [job for job in jobs if job.size != 0]
 
 
 def _open(store: Store, infos: Iterable[ObjectInfo]) -> list[Job]:
