@@ -20,10 +20,12 @@ from gpu_server.app import create_app
 from gpu_server.decode_pool import DecodePool
 from gpu_server.decoding import SAMPLE_RATE, Limits
 from gpu_server.engines import EngineError, load_engine
+from gpu_server.engines.light import cores
 from gpu_server.metrics import ServerMetrics
 from gpu_server.readiness import Phase, Readiness
 from gpu_server.service import Service
 from gpu_server.settings import ServerSettings
+from gpu_server.track import whole
 from gpu_server.transcriber import Transcriber
 from shared.bus import publisher
 from shared.combine import Combiner
@@ -84,7 +86,15 @@ def _service(settings: ServerSettings, workspace: Path) -> Service:
         store = S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner)
         combiner = Combiner(store, publisher(events, settings.event_bus_name))
     readiness = Readiness(settings.max_in_flight)
-    return Service(readiness, ServerMetrics(), workspace=workspace, store=store, combiner=combiner)
+    return Service(
+        readiness,
+        ServerMetrics(),
+        workspace=workspace,
+        store=store,
+        combiner=combiner,
+        context_seconds=settings.live_context,
+        restitch=settings.session_finish == "restitch",
+    )
 
 
 def _lifespan(service: Service, settings: ServerSettings, leave: Exit):  # type: ignore[no-untyped-def]
@@ -123,6 +133,8 @@ def _transcriber(service: Service, settings: ServerSettings, leave: Exit) -> Tra
         device=settings.device,
         compute_type=settings.compute_type,
         threads=settings.threads,
+        beam_size=settings.beam_size,
+        vad=settings.vad,
         align_model_dir=settings.align_model_dir,
     )
 
@@ -130,19 +142,22 @@ def _transcriber(service: Service, settings: ServerSettings, leave: Exit) -> Tra
         service.readiness.phase = Phase.BROKEN
         leave.now(EXIT_ENGINE)
 
-    transcriber = Transcriber(engine, decoders, service.metrics, on_fault=broken)
+    transcriber = Transcriber(engine, decoders, service.metrics, detectors=cores(), on_fault=broken)
     _check(transcriber)
     return transcriber
 
 
 def _check(transcriber: Transcriber) -> None:
     """Put a second of silence through every stage: a server that cannot do that must not take anybody's job."""
-    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        with wave.open(file, "wb") as audio:
+    with tempfile.TemporaryDirectory() as folder:
+        media, pcm = Path(folder, "media"), Path(folder, "pcm")
+        with wave.open(str(media), "wb") as audio:
             audio.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
             audio.writeframes(bytes(2 * SAMPLE_RATE))
-        file.flush()
-        transcriber.transcribe(Path(file.name), Options())
+        transcriber.decode(media, pcm)
+        transcriber.listen(whole(pcm), Options())
+        # Silence is not heard by the recognizer: it gets some by itself.
+        transcriber.listener.warm_up()
 
 
 if __name__ == "__main__":

@@ -11,23 +11,38 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, File, Response, UploadFile
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 
 from gpu_server import problems
 from gpu_server.doors import BodyDoor, KeyDoor
 from gpu_server.fetching import FetchError, fetch_url
 from gpu_server.problems import Refused
-from gpu_server.requests import Healthy, Receipt, TranscribeS3, TranscribeUrl, split_s3_path, upload_options
+from gpu_server.requests import (
+    ChunkPath,
+    ChunkReceipt,
+    Healthy,
+    Receipt,
+    SessionReceipt,
+    TranscribeS3,
+    TranscribeSession,
+    TranscribeUrl,
+    split_s3_path,
+    upload_options,
+)
 from gpu_server.service import Done, Service, wait_for
+from gpu_server.session_pass import together
 from gpu_server.settings import ServerSettings
 from shared.errors import Contended, SourceMissing
 from shared.jobs import Job, Options
-from shared.keys import OUTPUT_PREFIX, IgnoredKey, parse_audio_key, parse_key
+from shared.keys import OUTPUT_PREFIX, IgnoredKey, ManifestKey, Session, parse_audio_key, parse_key, session_of
 from shared.outcomes import JSON, ROUNDS
 from shared.store import ABSENT, PreconditionFailed, Store
 from shared.transcript import Transcript
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 UPLOAD_PATH = "/transcribe"
+SESSION_PATH = "/transcribe-session"
+SESSION_BYTES = 4 << 20  # 2000 long keys
 PROBLEMS: dict[int | str, dict[str, object]] = {
     400: {"description": "The request cannot be understood"},
     401: {"description": "No valid API key"},
@@ -48,7 +63,10 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
     )
     problems.install(app)
     app.add_middleware(
-        BodyDoor, upload_path=UPLOAD_PATH, upload_bytes=settings.max_upload_bytes, readiness=service.readiness
+        BodyDoor,
+        limits={UPLOAD_PATH: settings.max_upload_bytes, SESSION_PATH: SESSION_BYTES},
+        needs_room=UPLOAD_PATH,
+        readiness=service.readiness,
     )
     app.add_middleware(KeyDoor, keys=settings.keys)  # added last, so it is passed first
 
@@ -107,6 +125,40 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
             return _json(done.transcript)
         return JSONResponse(receipt(status=done.written).model_dump())
 
+    @app.post(
+        SESSION_PATH,
+        response_model=SessionReceipt,
+        responses={**PROBLEMS, 202: {"model": SessionReceipt}, 403: {"description": "Not a bucket of this server"}},
+    )
+    async def transcribe_session(request: TranscribeSession) -> Response:
+        """Hear chunks of one session together, as if it had never been cut; each gets its own transcript in S3."""
+        store = _store(service)
+        session, jobs = await _session_jobs(request, store, service)
+        flight = service.start_session(
+            session, jobs, _options(request), request.route, retry_failed=request.retry_failed
+        )
+        receipt = partial(
+            SessionReceipt,
+            session=f"s3://{store.bucket}/{session.audio_prefix}",
+            s3_output_path=f"s3://{store.bucket}/{session.output_key}",
+        )
+        if not request.wait:
+            return _json(receipt(status="accepted"), 202)
+        ended = await wait_for(flight, settings.request_timeout)
+        chunks = tuple(
+            ChunkReceipt(
+                s3_input_path=f"s3://{one.job.bucket}/{one.job.key}",
+                status=one.status,
+                type=one.type,
+                message=one.message,
+            )
+            for one in ended
+        )
+        transcript = None
+        if request.return_text:
+            transcript = await service.look_up(partial(together, store, session, [one.job for one in ended]))
+        return _json(receipt(status="done", chunks=chunks, transcript=transcript))
+
     @app.post("/transcribe-url", response_model=Transcript, responses={**PROBLEMS, 403: {}})
     async def transcribe_url(request: TranscribeUrl, folder: Annotated[Path, Depends(_folder)]) -> Response:
         """Fetch audio from a URL and transcribe it. Off unless the operator sets ALLOW_URL_FETCH."""
@@ -121,9 +173,8 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
             timeout_s=settings.url_fetch_timeout,
             allow_hosts=settings.fetch_hosts,
         )
-        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
         try:
-            return _json(await service.transcribe_file(audio, options, fill=fetch))
+            return _json(await service.transcribe_file(audio, _options(request), fill=fetch))
         except FetchError as error:
             raise Refused(error.status, error.type, str(error)) from error
 
@@ -158,9 +209,45 @@ async def _job(request: TranscribeS3, store: Store, service: Service) -> tuple[J
         if info is None:
             raise SourceMissing(f"There is no object {key} in {bucket}.")
         etag, size = info.etag, info.size
-    options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
-    job = Job(bucket=bucket, key=key, etag=etag, size=size, version_id=request.version_id, options=options)
-    return job, copy_to
+    version_id, options = request.version_id, _options(request)
+    return Job(bucket=bucket, key=key, etag=etag, size=size, version_id=version_id, options=options), copy_to
+
+
+async def _session_jobs(request: TranscribeSession, store: Store, service: Service) -> tuple[Session, tuple[Job, ...]]:
+    """The session, and its chunks if any were named. Raises Refused, RefusedKey, SourceMissing."""
+    if request.s3_session_path:
+        bucket, prefix = split_s3_path(request.s3_session_path)
+        manifest = parse_key(f"{prefix.rstrip('/')}/metadata.json")
+        if bucket != store.bucket or not isinstance(manifest, ManifestKey):
+            raise Refused(400, "invalid-s3-path", "A session's path looks like s3://bucket/users/…/audio/sessions/…/.")
+        return manifest.session, ()
+    paths = [split_s3_path(chunk.s3_input_path) for chunk in request.chunks]
+    names = [parse_audio_key(key) for _, key in paths]
+    sessions = {session_of(name) for name in names}
+    session = sessions.pop()
+    if sessions or session is None or any(bucket != store.bucket for bucket, _ in paths):
+        raise Refused(400, "not-one-session", "The chunks must be of one session in this server's bucket.")
+    service.readiness.check()
+    options = _options(request)
+
+    def job(chunk: ChunkPath, key: str) -> Job:
+        etag = (chunk.etag or "").strip('"')
+        if not etag:
+            info = store.head(key)
+            if info is None:
+                raise SourceMissing(f"There is no object {key} in {store.bucket}.")
+            etag = info.etag
+        return Job(bucket=store.bucket, key=key, etag=etag, version_id=chunk.version_id, options=options)
+
+    def make() -> tuple[Job, ...]:
+        return tuple(job(chunk, key) for chunk, (_, key) in zip(request.chunks, paths, strict=True))
+
+    return session, await service.look_up(make)
+
+
+def _options(request: Options) -> Options:
+    """What a request asks of the transcription, without what it is about."""
+    return Options.model_validate(request.model_dump(include=set(Options.model_fields)))
 
 
 def _copy_key(path: str, store: Store) -> str:
@@ -193,5 +280,5 @@ def _save(upload: UploadFile, target: Path) -> None:
         shutil.copyfileobj(upload.file, file, 1 << 20)
 
 
-def _json(transcript: Transcript) -> Response:
-    return Response(transcript.to_json(), media_type=JSON)
+def _json(document: BaseModel, status: int = 200) -> Response:
+    return Response(document.model_dump_json(exclude_none=True), status, media_type=JSON)

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hmac
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -55,26 +56,26 @@ def _given_key(headers: Headers) -> bytes:
 
 
 class BodyDoor:
-    """413 for a body over the limit: of an upload for `upload_path`, of a small JSON document everywhere else.
+    """413 for a body over its path's limit in `limits` (bytes); everywhere else it is a small JSON document.
 
-    A body that announces its length is refused before it is read, one that does not when it gets too long; and any
-    upload while there is no room for its job.
+    A body that announces its length is refused before it is read, one that does not when it gets too long; and any at
+    `needs_room` while there is no room for its job.
     """
 
-    def __init__(self, app: ASGIApp, *, upload_path: str, upload_bytes: int, readiness: Readiness) -> None:
+    def __init__(self, app: ASGIApp, *, limits: Mapping[str, int], needs_room: str, readiness: Readiness) -> None:
         self._app = app
-        self._upload_path = upload_path
-        self._upload_bytes = upload_bytes
+        self._limits = limits
+        self._needs_room = needs_room
         self._readiness = readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_upload = scope["path"] == self._upload_path and scope["method"] == "POST"
-        limit = self._upload_bytes if is_upload else JSON_BYTES
+        is_post = scope["method"] == "POST"
+        limit = self._limits.get(scope["path"], JSON_BYTES) if is_post else JSON_BYTES
         try:
-            if is_upload:
+            if is_post and scope["path"] == self._needs_room:
                 self._readiness.check()
         except Refused as error:
             await problem(error.status, error.type, error.detail, retry_after=error.retry_after)(scope, receive, send)

@@ -1,14 +1,17 @@
 """What callers may ask, as FastAPI reads and documents it."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 from fastapi import Form
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpu_server.problems import Refused
 from gpu_server.transcriber import Route
 from shared.jobs import Options
+from shared.transcript import Transcript
+
+MAX_CHUNKS = 2000  # in one request
 
 _S3_PATH = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)", re.DOTALL)
 
@@ -33,6 +36,59 @@ class TranscribeS3(Options):
     version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
     retry_failed: bool = Field(default=False, description="try again although this audio's failure is on record")
     route: Route = Field(default="direct", description="how the job came here; kept in the transcript")
+
+
+class ChunkPath(BaseModel):
+    """One chunk of a session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    s3_input_path: str = Field(max_length=1100, description="s3://bucket/key of the audio")
+    etag: str | None = Field(default=None, max_length=256, description="only if the audio still is this version")
+    version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
+
+
+class TranscribeSession(Options):
+    """Chunks of one session, to be heard together: either these, in any order, or all that are in S3."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"s3_session_path": "s3://bucket/users/ann/audio/sessions/standup/"}]},
+    )
+
+    chunks: tuple[ChunkPath, ...] = Field(default=(), max_length=MAX_CHUNKS, description="of one session")
+    s3_session_path: str | None = Field(
+        default=None, max_length=1100, description="s3://bucket/users/…/audio/sessions/…/ for every chunk there"
+    )
+    return_text: bool = Field(default=True, description="answer with the chunks' common transcript, too")
+    wait: bool = Field(default=True, description="false: answer 202 at once; the results go to S3")
+    retry_failed: bool = Field(default=False, description="try chunks again whose failure is on record")
+    route: Route = Field(default="direct", description="how the jobs came here; kept in the transcripts")
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if bool(self.chunks) == bool(self.s3_session_path):
+            raise ValueError("give either chunks or s3_session_path")
+        return self
+
+
+class ChunkReceipt(BaseModel):
+    """How one chunk ended: `written`, `already_done`, …, or `failed` and why."""
+
+    s3_input_path: str
+    status: str
+    type: str | None = None
+    message: str | None = None
+
+
+class SessionReceipt(BaseModel):
+    """What became of a session's chunks; their common transcript when it was asked for."""
+
+    session: str
+    s3_output_path: str
+    status: Literal["done", "accepted"]
+    chunks: tuple[ChunkReceipt, ...] = ()
+    transcript: Transcript | None = None
 
 
 class TranscribeUrl(Options):

@@ -24,6 +24,16 @@ class ServerSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_type: str = Field(default="default", description="CTranslate2's: int8, float16, ...")
     threads: int = Field(default=0, ge=0, description="CPU threads for recognition; 0: all")
+    beam_size: int = Field(default=0, ge=0, le=16, description="of the recognizer's search; 0: 5 on a GPU, 2 on a CPU")
+    vad: Literal["auto", "silero", "pyannote"] = Field(
+        default="auto", description="the speech detector; auto is Silero's, pyannote's comes with the whisperx engine"
+    )
+    live_context: float = Field(
+        default=0.0, ge=0, le=20, description="seconds of a session's audio before a lone chunk that are heard with it"
+    )
+    session_finish: Literal["restitch", "combine"] = Field(
+        default="restitch", description="restitch: a session whose chunks came one by one is heard again as a whole"
+    )
     align_model_dir: Path | None = Field(default=None, description="folder of wav2vec2 models, one per language")
 
     aws_region: str | None = None
@@ -31,7 +41,7 @@ class ServerSettings(BaseSettings):
     event_bus_name: str = "default"
     expected_bucket_owner: str | None = Field(default=None, pattern=r"^\d{12}$")
 
-    max_in_flight: int = Field(default=8, ge=1, description="jobs at once, running and waiting; more get 429")
+    max_in_flight: int = Field(default=32, ge=1, description="jobs at once, running and waiting; more get 429")
     max_upload_bytes: int = Field(default=500_000_000, ge=1)
     max_audio_seconds: float = Field(default=4 * 3600.0, gt=0)
     decoders: int = Field(default=2, ge=1, description="decoder processes")

@@ -1,74 +1,107 @@
-"""From an audio file to a transcript: decode in a child process, recognise in the one thread that owns the model."""
+"""From media files to transcripts: decode in child processes, listen, and give what was heard its form."""
 
-import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from gpu_server.decode_pool import DecodePool, load_pcm
-from gpu_server.decoding import MediaError
+from gpu_server.decode_pool import DecodePool
+from gpu_server.decoding import Decoded, MediaError
 from gpu_server.engines import (
     UNDETERMINED,
-    Audio,
     Engine,
+    EngineError,
     EngineFault,
     Options,
     Recognition,
     UnknownLanguage,
     UnsupportedOption,
 )
+from gpu_server.listener import Listener, Seat
 from gpu_server.metrics import ServerMetrics
+from gpu_server.track import Track
 from shared import jobs
 from shared.errors import InputRefused, TransientError
 from shared.transcript import ObjectRef, Segment, Transcript, Word
 
 Route = Literal["direct", "queue"]
+Pass = Literal["live", "stitched"]
 
 
 class EngineBroken(TransientError):
     """The engine cannot go on; the process is about to exit."""
 
 
+class EngineOverloaded(TransientError):
+    """The device has no memory for the work, now."""
+
+
 class Transcriber:
     """Safe to call from many threads. `on_fault` is told once the engine is broken for good."""
 
     def __init__(
-        self, engine: Engine, decoders: DecodePool, metrics: ServerMetrics, *, on_fault: Callable[[], None]
+        self,
+        engine: Engine,
+        decoders: DecodePool,
+        metrics: ServerMetrics,
+        *,
+        detectors: int,
+        on_fault: Callable[[], None],
     ) -> None:
         self.engine = engine
+        self.listener = Listener(engine, metrics, detectors=detectors, on_fault=on_fault)
         self._decoders = decoders
         self._metrics = metrics
-        self._on_fault = on_fault
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="recognizer")
 
-    def transcribe(
+    def decode(self, audio: Path, pcm: Path) -> Decoded:
+        """Decode a media file of any allowed format to `pcm`. Raises InputRefused, with words for the caller."""
+        began = time.monotonic()
+        try:
+            decoded = self._decoders.decode(audio, pcm)
+        except MediaError as error:
+            raise InputRefused(str(error), type=error.type, status=error.status) from error
+        finally:
+            self._metrics.stage_seconds.labels("decode").inc(time.monotonic() - began)
+        self._metrics.audio_seconds.inc(decoded.duration)
+        return decoded
+
+    def listen(
         self,
-        audio: Path,
+        track: Track,
+        options: jobs.Options,
+        *,
+        wanted: Collection[int] | None = None,
+        seat: Seat | None = None,
+        arrived: Callable[[], None] = lambda: None,
+    ) -> list[Recognition]:
+        """What was said in each piece of the track; see `Listener.listen`.
+
+        Raises:
+            InputRefused: an option is at fault; words for the caller inside.
+            EngineBroken, EngineOverloaded: we are.
+        """
+        wishes = Options(**options.model_dump())
+        try:
+            return self.listener.listen(track, wishes, wanted=wanted, seat=seat, arrived=arrived)
+        except (UnknownLanguage, UnsupportedOption) as error:
+            raise InputRefused(str(error), type=error.type, status=error.status) from error
+        except EngineFault as error:
+            raise EngineBroken(str(error)) from error
+        except EngineError as error:
+            raise EngineOverloaded(str(error)) from error
+
+    def transcript(
+        self,
+        decoded: Decoded,
+        recognition: Recognition | None,
         options: jobs.Options,
         *,
         source: ObjectRef | None = None,
         route: Route | None = None,
+        pass_: Pass | None = None,
     ) -> Transcript:
-        """Transcribe a media file of any allowed format.
-
-        Raises:
-            InputRefused: the file or an option is at fault; words for the caller inside.
-            EngineBroken: we are.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            pcm = Path(folder, "pcm")
-            try:
-                decoded = self._decoders.decode(audio, pcm)
-            except MediaError as error:
-                raise InputRefused(str(error), type=error.type, status=error.status) from error
-            samples = load_pcm(pcm) if decoded.samples else None
-        self._metrics.audio_seconds.inc(decoded.duration)
-        recognition = None
-        if samples is not None:
-            recognition = self._owner.submit(self._recognize, samples, options).result()
+        """The document. No recognition: there was no audio to hear."""
         return Transcript(
             text=recognition.text if recognition else "",
             language=_language(recognition),
@@ -79,26 +112,15 @@ class Transcriber:
             engine=self.engine.name,
             alignment=recognition.alignment if recognition else "none",
             route=route,
+            pass_=pass_,
+            options=options if source and options != jobs.Options() else None,
             created_at=datetime.now(UTC),
             reason=_reason(decoded.reason, decoded.truncated, recognition),
         )
 
     def close(self) -> None:
-        self._owner.shutdown(wait=False, cancel_futures=True)
+        self.listener.close()
         self._decoders.close()
-
-    def _recognize(self, samples: Audio, options: jobs.Options) -> Recognition:
-        self._metrics.started.inc()
-        began = time.monotonic()
-        try:
-            return self.engine.transcribe(samples, Options(**options.model_dump()))
-        except (UnknownLanguage, UnsupportedOption) as error:
-            raise InputRefused(str(error), type=error.type, status=error.status) from error
-        except EngineFault as error:
-            self._on_fault()
-            raise EngineBroken(str(error)) from error
-        finally:
-            self._metrics.recognizer_seconds.inc(time.monotonic() - began)
 
 
 def _language(recognition: Recognition | None) -> str | None:

@@ -1,15 +1,21 @@
 """Speech engines: audio in, words with times out, one shape whichever engine is behind.
 
+An engine is three stages behind small ports: a `Detector` says where speech is, a `Recognizer` turns windows of it into
+text and words, and an `Aligner`, where there is one, gives the words better times. Who batches windows, of which
+requests, is none of their business: see :mod:`gpu_server.scheduler`.
+
     EngineError
     ├── UnknownLanguage    the request names a language the model does not know
     ├── UnsupportedOption  the request asks for what this model cannot do
     ├── ModelMissing       the model is not on this machine (found at start)
+    ├── OutOfMemory        the device has no room for even one window now
     └── EngineFault        the device or the engine is broken for good: exit and be restarted
 
 The first two are the client's fault and permanent (400); the others are ours.
 """
 
 import importlib.util
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -18,8 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Audio = NDArray[np.float32]  # shape (samples,), mono, 16 kHz, in [-1, 1]
+Features = NDArray[np.float32]  # shape (mel bands, frames): a log-mel spectrogram, 100 frames a second
 Task = Literal["transcribe", "translate"]
 Alignment = Literal["attention", "wav2vec2", "none"]
+Vad = Literal["auto", "silero", "pyannote"]
+
+SAMPLE_RATE = 16_000  # Hz
+FRAME_RATE = 100  # mel frames a second
+FULL_FRAMES = 3000  # the 30 s that Whisper was trained on
 UNDETERMINED = "und"  # ISO 639-2 for "there is no telling": nothing was said
 
 
@@ -59,6 +71,13 @@ class ModelMissing(EngineError):
         return f"The model {self.name!r} is not on this machine. {self.how}"
 
 
+class OutOfMemory(EngineError):
+    """The device had no room for the work: less at once may fit."""
+
+    type = "out-of-memory"
+    status = 503
+
+
 class EngineFault(EngineError):
     """The engine cannot go on (a sticky CUDA error): the process should exit and be restarted."""
 
@@ -79,7 +98,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """``start`` and ``end`` in seconds from the audio's start; ``score`` in [0, 1]."""
+    """``start`` and ``end`` in seconds from the audio's start; ``score`` in [0, 1].
+
+    A recognizer's words keep the space in front of them: joined, they spell the text in any language.
+    """
 
     word: str
     start: float
@@ -115,10 +137,60 @@ class Recognition:
         return " ".join(segment.text for segment in self.segments)
 
 
-class Engine(Protocol):
-    """One loaded model. Not thread-safe: one thread owns it and makes every call."""
+@dataclass(frozen=True)
+class Span:
+    """A stretch of audio, in samples; ``end`` is exclusive."""
 
-    name: str
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What the recognizer hears at a time: at most 30 s of audio, padded with silence to `frames`.
+
+    ``temperature``: 0 searches the most likely text; above, text is sampled.
+    """
+
+    audio: Audio
+    options: Options
+    frames: int = FULL_FRAMES
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What the recognizer made of a window.
+
+    ``words``: times in seconds from the window's start. ``avg_logprob``: mean log probability of a token.
+    ``looping``: the text repeats itself as speech does not. ``heard_from``: seconds of the window before that are
+    another's, and not in the text.
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    language: str
+    language_probability: float
+    avg_logprob: float
+    no_speech_prob: float
+    looping: bool = False
+    heard_from: float = 0.0
+
+
+class Detector(Protocol):
+    """Says where speech is. Safe to call from many threads."""
+
+    def __call__(self, audio: Audio) -> list[Span]:
+        """Stretches of speech in order, none longer than 30 s; `audio` may hold minutes."""
+        ...
+
+
+class Recognizer(Protocol):
+    """One loaded model. One thread makes every call to `recognize`; the rest is safe from any."""
+
     model: str
     device: str
 
@@ -127,13 +199,50 @@ class Engine(Protocol):
         """The language codes this model knows."""
         ...
 
-    def transcribe(self, audio: Audio, options: Options) -> Recognition:
-        """Recognise speech in `audio` (float32, 16 kHz mono); silence gives no segments."""
+    def key(self, window: Window) -> Hashable:
+        """Windows with equal keys may be recognised in one batch, whatever their length."""
         ...
 
-    def detect_language(self, audio: Audio) -> tuple[str, float]:
-        """The most likely language's code and its probability."""
+    def prepare(self, window: Window) -> Features:
+        """The window's features, padded to its frames."""
         ...
+
+    def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        """Recognise one batch; results in its order. Features shorter than the longest are padded.
+
+        Raises OutOfMemory and EngineFault.
+        """
+        ...
+
+
+class Aligner(Protocol):
+    """Gives words better times than the recognizer's. One thread makes every call."""
+
+    def covers(self, language: str) -> bool:
+        """Whether there is a model for this language on this machine."""
+        ...
+
+    def align(self, pieces: Sequence[tuple[Audio, str]], language: str) -> list[tuple[Word, ...] | None]:
+        """For each audio and its text the words with times in it; None where they cannot be found."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The stages of one engine, loaded."""
+
+    name: str
+    detector: Detector
+    recognizer: Recognizer
+    aligner: Aligner | None = None
+
+    @property
+    def model(self) -> str:
+        return self.recognizer.model
+
+    @property
+    def device(self) -> str:
+        return self.recognizer.device
 
 
 def load_engine(
@@ -143,8 +252,8 @@ def load_engine(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compute_type: str = "default",
     threads: int = 0,
-    batch_size: int = 8,
-    vad_onset: float | None = None,
+    beam_size: int = 0,
+    vad: Vad = "auto",
     align_model_dir: Path | None = None,
 ) -> Engine:
     """Load a model for good; seconds of work, no network.
@@ -152,8 +261,9 @@ def load_engine(
     kind: "auto" is WhisperX where it is installed, else faster-whisper.
     model: "tiny.en" and the other Whisper names, or a directory; see :mod:`engines.models`.
     compute_type: CTranslate2's; "default" is float16 on a GPU and int8 on a CPU.
-    threads: CPU threads; 0 is all there are. batch_size: windows at once (WhisperX).
-    vad_onset: how sure the speech detector must be, in (0, 1); None is its own default.
+    threads: CPU threads; 0 is all there are.
+    beam_size: of the search; 0 is 5 on a GPU, WhisperX's own, and 2 on a CPU: as good there, and a quarter faster.
+    vad: the speech detector; "auto" is Silero's, pyannote's needs WhisperX.
     align_model_dir: wav2vec2 models, one folder per language code (WhisperX).
 
     Raises :class:`ModelMissing` or :class:`EngineFault`.
@@ -169,13 +279,15 @@ def load_engine(
                 device=device,
                 compute_type=compute_type,
                 threads=threads,
-                batch_size=batch_size,
-                vad_onset=vad_onset,
+                beam_size=beam_size,
+                vad=vad,
                 align_model_dir=align_model_dir,
             )
         from gpu_server.engines import light
 
-        return light.load(model=model, device=device, compute_type=compute_type, threads=threads, vad_onset=vad_onset)
+        if vad == "pyannote":
+            raise ValueError("pyannote's detector comes with the whisperx engine")
+        return light.load(model=model, device=device, compute_type=compute_type, threads=threads, beam_size=beam_size)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         # Not installed, damaged files, a compute type the device lacks: only people can help.
         raise EngineFault(f"The engine {kind!r} cannot load the model {model!r}: {error}") from error

@@ -1,23 +1,20 @@
-"""The GPU image's engine: WhisperX's pipeline, with word times for every language.
+"""The WhisperX engine: its recognizer, its speech detector, its word alignment; what the GPU image runs.
 
-Speech detection (pyannote, from WhisperX's own package) and batched recognition are WhisperX's, so
-the words are those of ``whisperx.transcribe``. Word times come from wav2vec2 where a model for the
-language is on disk; otherwise from the recognizer's cross-attention, whose encoder output is
-caught as the pipeline goes, so that they cost no second pass. Nothing is downloaded.
+The recognizer is WhisperX's model in our batches. Word times come from wav2vec2 where a model for the language is on
+disk, otherwise from the recognizer's own attention. Nothing is downloaded.
 
 The only module that imports whisperx or torch; itself imported only when this engine is chosen.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
+import threading
 import warnings
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,87 +30,38 @@ with warnings.catch_warnings():
     import torch
     import whisperx.alignment
     import whisperx.asr
+    import whisperx.vads
 
-from faster_whisper.transcribe import get_compression_ratio
-
-from gpu_server.engines import (
-    Alignment,
-    Audio,
-    Options,
-    Recognition,
-    Segment,
-    Word,
-    check_options,
-    light,
-    models,
-    timeline,
-)
+from gpu_server.engines import SAMPLE_RATE, Audio, Detector, Engine, Span, Vad, Word, light
+from gpu_server.engines.recognizer import faults
+from gpu_server.engines.silero import SHORTEST, SileroDetector
 
 NAME = "whisperx"
-SAMPLE_RATE = light.SAMPLE_RATE
-FRAMES_PER_SECOND = 100  # of the mel spectrogram
-DEFAULT_ONSET = 0.5  # WhisperX's own
+ONSET, OFFSET = 0.5, 0.363  # probabilities; WhisperX's own
+LONGEST_SECONDS = 29
+LEAST_SAMPLES = 400  # a wav2vec2 frame
 
 
-class Recognizer(whisperx.asr.WhisperModel):  # type: ignore[misc]
-    """WhisperX's model that also notes each window's words while its encoder output is at hand."""
+class PyannoteDetector:
+    """WhisperX's own speech detector: slower than Silero's, and less easily taken in by music."""
 
-    def start(self, *, word_timestamps: bool) -> None:
-        """Forget the last audio's windows."""
-        self.word_timestamps = word_timestamps
-        self.lengths: deque[int] = deque()  # samples of the windows not yet recognised
-        self.words: list[tuple[Word, ...]] = []  # per window; times in seconds from its start
-        self.encoded: Any = None
+    def __init__(self, device: str) -> None:
+        self._lock = threading.Lock()
+        self._pipeline = whisperx.vads.Pyannote(torch.device(device), token=None, vad_onset=ONSET, vad_offset=OFFSET)
+        self(np.zeros(SAMPLE_RATE, dtype=np.float32))
 
-    def encode(self, features: Any) -> Any:
-        """As ever, but remembered."""
-        self.encoded = super().encode(features)
-        return self.encoded
-
-    def generate_segment_batched(
-        self, features: Any, tokenizer: Any, options: Any, encoder_output: Any = None
-    ) -> dict[str, Any]:
-        """As ever, and the batch's word times."""
-        result: dict[str, Any] = super().generate_segment_batched(features, tokenizer, options)
-        lengths = [self.lengths.popleft() for _ in result["text"]]
-        if self.word_timestamps:
-            self.words += self._times(result["text"], lengths, tokenizer, options)
-        self.encoded = None
-        return result
-
-    def _times(self, texts: list[str], lengths: list[int], tokenizer: Any, options: Any) -> list[tuple[Word, ...]]:
-        windows: list[list[dict[str, Any]]] = [
-            [
-                {
-                    "seek": 0,
-                    "start": 0.0,
-                    "end": length / SAMPLE_RATE,
-                    "tokens": tokenizer.encode(text),
-                }
-            ]
-            for text, length in zip(texts, lengths, strict=True)
+    def __call__(self, audio: Audio) -> list[Span]:
+        if len(audio) < SHORTEST:
+            return []
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pooling over very short audio
+            scores = self._pipeline({"waveform": torch.from_numpy(audio).unsqueeze(0), "sample_rate": SAMPLE_RATE})
+        binarize = whisperx.vads.pyannote.Binarize(max_duration=LONGEST_SECONDS, onset=ONSET, offset=OFFSET)
+        spans = [
+            Span(max(0, int(turn.start * SAMPLE_RATE)), min(len(audio), int(turn.end * SAMPLE_RATE)))
+            for turn in binarize(scores).get_timeline()
         ]
-        self.add_word_timestamps(
-            windows,
-            tokenizer,
-            self.encoded,
-            [max(1, length * FRAMES_PER_SECOND // SAMPLE_RATE) for length in lengths],
-            options.prepend_punctuations,
-            options.append_punctuations,
-            0.0,
-        )
-        return [
-            tuple(
-                Word(
-                    word=word["word"],
-                    start=word["start"],
-                    end=word["end"],
-                    score=word["probability"],
-                )
-                for word in window["words"]
-            )
-            for (window,) in windows
-        ]
+        return [span for span in spans if len(span) > 0]
 
 
 @dataclass(frozen=True)
@@ -124,159 +72,80 @@ class Aligner:
     metadata: dict[str, Any]
 
 
-class WhisperXEngine:
-    """One pipeline in memory; not thread-safe: one thread makes every call.
+class Wav2Vec2Aligner:
+    """WhisperX's word alignment, the network run once for a batch of windows instead of for each."""
 
-    The pipeline keeps the request's tokenizer and options in itself while it works.
-    """
-
-    name = NAME
-
-    def __init__(
-        self,
-        pipeline: Any,
-        recognizer: Recognizer,
-        *,
-        model: str,
-        device: str,
-        batch_size: int,
-        align_model_dir: Path | None,
-    ) -> None:
-        self.model = model
-        self.device = device
-        self._pipeline = pipeline
-        self._recognizer = recognizer
-        self._batch_size = batch_size
-        self._align_model_dir = align_model_dir
+    def __init__(self, device: str, directory: Path | None) -> None:
+        self._device = device
+        self._directory = directory
         self._aligners: dict[str, Aligner | None] = {}
-        preprocess = pipeline.preprocess
 
-        def noting(window: dict[str, Audio]) -> Any:
-            recognizer.lengths.append(len(window["inputs"]))
-            return preprocess(window)
+    def covers(self, language: str) -> bool:
+        return self._aligner(language) is not None
 
-        pipeline.preprocess = noting
+    def align(self, pieces: Sequence[tuple[Audio, str]], language: str) -> list[tuple[Word, ...] | None]:
+        aligner = self._aligner(language)
+        assert aligner
+        with faults(), torch.inference_mode():
+            emissions = _emissions(aligner, [audio for audio, _ in pieces], self._device)
+        return [
+            self._words(aligner, audio, text.strip(), emission, language)
+            for (audio, text), emission in zip(pieces, emissions, strict=True)
+        ]
 
-    @property
-    def languages(self) -> frozenset[str]:
-        """The language codes this model knows."""
-        return frozenset(self._recognizer.supported_languages)
-
-    def detect_language(self, audio: Audio) -> tuple[str, float]:
-        """The most likely language's code and its probability."""
-        return light.detect_language(self._recognizer, audio)
-
-    def transcribe(self, audio: Audio, options: Options) -> Recognition:
-        """Recognise speech in `audio` (float32, 16 kHz mono); silence gives no segments."""
-        check_options(options, model=self.model, languages=self.languages)
-        alignment: Alignment = "attention" if options.word_timestamps else "none"
-        if len(audio) < light.SHORTEST:
-            return self._recognition(self._silent(options), [], alignment, audio)
-        with light.faults(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pooling over very short windows
-            result = self._recognise(audio, options)
-            if not result["segments"]:
-                return self._recognition(self._silent(options), [], alignment, audio)
-            language = result["language"]
-            windows = self._windows(result["segments"], audio, options, language)
-            aligner = self._aligner(language) if options.word_timestamps else None
-            # A translation's words are not in the audio's language: only attention finds them.
-            if aligner is not None and options.task == "transcribe":
-                windows = [self._align(window, audio, aligner) for window in windows]
-                alignment = "wav2vec2"
-        sentences = [part for window in windows for part in timeline.split_sentences(window)]
-        return self._recognition(language, sentences, alignment, audio)
-
-    def _recognise(self, audio: Audio, options: Options) -> dict[str, Any]:
-        """WhisperX's result; a GPU out of memory gets smaller batches before it is given up."""
-        batch_size = self._batch_size
-        while True:
-            try:
-                return self._run_pipeline(audio, options, batch_size=batch_size)
-            except RuntimeError as error:
-                if "out of memory" not in str(error) or batch_size == 1:
-                    raise
-                batch_size //= 2
-                torch.cuda.empty_cache()
-
-    def _run_pipeline(self, audio: Audio, options: Options, *, batch_size: int) -> dict[str, Any]:
-        pipeline = self._pipeline
-        tokenizer, asr_options = pipeline.tokenizer, pipeline.options
-        pipeline.options = dataclasses.replace(
-            asr_options,
-            initial_prompt=light.clean_prompt(options.initial_prompt),
-            hotwords=light.clean_prompt(options.hotwords),
-        )
-        self._recognizer.start(word_timestamps=options.word_timestamps)
-        try:
-            result = pipeline.transcribe(audio, batch_size=batch_size, language=options.language, task=options.task)
-        finally:
-            pipeline.tokenizer, pipeline.options = tokenizer, asr_options
-        return cast(dict[str, Any], result)
-
-    def _windows(self, found: list[dict[str, Any]], audio: Audio, options: Options, language: str) -> list[Segment]:
-        """The pipeline's windows as segments; what loops or is unsure is recognised again."""
-        times = self._recognizer.words or [()] * len(found)
-        windows: list[Segment] = []
-        for window, words in zip(found, times, strict=True):
-            start, end = float(window["start"]), float(window["end"])
-            looping = get_compression_ratio(window["text"]) > light.LOOPING
-            if looping or window["avg_logprob"] < light.UNSURE:
-                # The pipeline decodes once; faster-whisper tries higher temperatures.
-                piece = audio[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
-                again, _ = light.recognise(self._recognizer, piece, dataclasses.replace(options, language=language))
-                windows += [timeline.shift(light.shape(segment), start) for segment in again]
-                continue
-            segment = Segment(
-                start=0.0,
-                end=end - start,
-                text=window["text"],
-                words=words,
-                avg_logprob=window["avg_logprob"],
-            )
-            windows.append(timeline.shift(segment, start))
-        return windows
-
-    def _align(self, window: Segment, audio: Audio, aligner: Aligner) -> Segment:
-        """`window` with wav2vec2's word times; attention's where wav2vec2 finds none."""
-        text = window.text.strip()
+    def _words(
+        self, aligner: Aligner, audio: Audio, text: str, emission: Any, language: str
+    ) -> tuple[Word, ...] | None:
         result = whisperx.alignment.align(
-            [{"start": window.start, "end": window.end, "text": text}],
-            aligner.model,
+            [{"start": 0.0, "end": len(audio) / SAMPLE_RATE, "text": text}],
+            _Ready(emission, aligner.metadata["type"]),
             aligner.metadata,
             audio,
-            self.device,
+            "cpu",
         )
         found = [word for segment in result["segments"] for word in segment["words"]]
         if not found or not all("start" in word and "end" in word for word in found):
-            return window
-        words = tuple(
-            Word(
-                word=word["word"],
-                start=word["start"],
-                end=word["end"],
-                score=word.get("score", 0.0),
-            )
+            return None
+        space = "" if language in whisperx.alignment.LANGUAGES_WITHOUT_SPACES else " "
+        return tuple(
+            Word(word=space + word["word"], start=word["start"], end=word["end"], score=word.get("score", 0.0))
             for word in found
         )
-        return dataclasses.replace(window, words=words)
 
     def _aligner(self, language: str) -> Aligner | None:
         if language not in self._aligners:
-            self._aligners[language] = load_aligner(language, device=self.device, directory=self._align_model_dir)
+            self._aligners[language] = load_aligner(language, device=self._device, directory=self._directory)
         return self._aligners[language]
 
-    def _silent(self, options: Options) -> str:
-        return light.silent_language(self._recognizer, options)
 
-    def _recognition(self, language: str, segments: list[Segment], alignment: Alignment, audio: Audio) -> Recognition:
-        return Recognition(
-            language=language,
-            segments=timeline.tidy(segments, duration=len(audio) / SAMPLE_RATE),
-            engine=self.name,
-            model=self.model,
-            alignment=alignment,
-        )
+class _Ready:
+    """In the place of the network: what it said about one audio."""
+
+    def __init__(self, emission: Any, kind: str) -> None:
+        self.logits = emission.unsqueeze(0)
+        self._kind = kind
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return (self.logits, None) if self._kind == "torchaudio" else self
+
+
+def _emissions(aligner: Aligner, audios: Sequence[Audio], device: str) -> list[Any]:
+    """The network's output for each audio, shape (frames, letters), from one padded batch."""
+    lengths = torch.tensor([max(LEAST_SAMPLES, len(audio)) for audio in audios])
+    padded = torch.zeros(len(audios), int(lengths.max()))
+    for row, audio in zip(padded, audios, strict=True):
+        row[: len(audio)] = torch.from_numpy(audio)
+    if aligner.metadata["type"] == "torchaudio":
+        output, frames = aligner.model(padded.to(device), lengths=lengths.to(device))
+    else:
+        # Models that normalise each audio as a whole were trained on zeros without a mask:
+        # https://huggingface.co/docs/transformers/model_doc/wav2vec2#transformers.Wav2Vec2Processor
+        mask = None
+        if aligner.model.config.feat_extract_norm != "group":
+            mask = (torch.arange(padded.shape[1])[None] < lengths[:, None]).long().to(device)
+        output = aligner.model(padded.to(device), attention_mask=mask).logits
+        frames = aligner.model._get_feat_extract_output_lengths(lengths)
+    return [row[: int(count)].cpu() for row, count in zip(output, frames, strict=True)]
 
 
 def load(
@@ -285,43 +154,25 @@ def load(
     device: Literal["auto", "cpu", "cuda"],
     compute_type: str,
     threads: int,
-    batch_size: int,
-    vad_onset: float | None,
+    beam_size: int,
+    vad: Vad,
     align_model_dir: Path | None,
-) -> WhisperXEngine:
-    """Load recognizer and detector; see :func:`engines.load_engine`."""
+) -> Engine:
+    """Load recognizer, detector and aligner; see :func:`engines.load_engine`."""
     device = light.choose_device(device)
-    threads = threads or light.cores()
-    path = str(models.resolve(model))
-    with light.faults(), warnings.catch_warnings(), _quiet():
+    with faults(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
-        torch.set_num_threads(threads)
-        recognizer = Recognizer(
-            path,
+        torch.set_num_threads(threads or light.cores())
+        recognizer = light.load_recognizer(
+            whisperx.asr.WhisperModel,
+            model=model,
             device=device,
-            compute_type=light.choose_compute_type(compute_type, device=device),
-            cpu_threads=threads,
-            local_files_only=True,
+            compute_type=compute_type,
+            threads=threads,
+            beam_size=beam_size,
         )
-        pipeline = whisperx.asr.load_model(
-            path,
-            device,
-            model=recognizer,
-            # Else it asks an English-only model for the language, which it cannot tell.
-            language=None if recognizer.model.is_multilingual else "en",
-            vad_method="pyannote",
-            vad_options={"vad_onset": vad_onset or DEFAULT_ONSET},
-        )
-        engine = WhisperXEngine(
-            pipeline,
-            recognizer,
-            model=models.display_name(model),
-            device=device,
-            batch_size=batch_size,
-            align_model_dir=align_model_dir,
-        )
-        engine.transcribe(np.zeros(SAMPLE_RATE, dtype=np.float32), Options())  # allocate now
-    return engine
+        detector: Detector = PyannoteDetector(device) if vad == "pyannote" else SileroDetector()
+    return Engine(name=NAME, detector=detector, recognizer=recognizer, aligner=Wav2Vec2Aligner(device, align_model_dir))
 
 
 def load_aligner(language: str, *, device: str, directory: Path | None) -> Aligner | None:

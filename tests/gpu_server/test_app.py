@@ -4,7 +4,6 @@ The decoder is the real one; the engine is one that can be held still, at the en
 """
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from gpu_server.app import create_app
 from gpu_server.decode_pool import DecodePool
 from gpu_server.decoding import Limits
-from gpu_server.engines import EngineFault, Options, Recognition, Segment, UnsupportedOption, Word
+from gpu_server.engines import EngineFault
 from gpu_server.metrics import ServerMetrics
 from gpu_server.readiness import Phase, Readiness
 from gpu_server.service import Service
@@ -34,37 +33,11 @@ from shared.server import Said, read_answer
 from shared.settings import load
 from tests.fakes import MemoryStore
 from tests.gpu_server import media
+from tests.gpu_server.ears import HeldRecognizer, held_engine
 
 HELLO = Path(__file__).parents[1] / "data/hello.wav"
 KEY = "users/u/audio/sessions/s/chunk-1.webm"
 API_KEY = "correct horse"
-
-
-class HeldEngine:
-    """Says "word" for every second of audio, and waits until `released` before it does."""
-
-    name, model, device, languages = "held", "none", "cpu", frozenset({"en"})
-
-    def __init__(self) -> None:
-        self.started = threading.Semaphore(0)
-        self.released = threading.Event()
-        self.released.set()
-        self.calls = 0
-        self.error: Exception | None = None
-
-    def transcribe(self, audio: Any, options: Options) -> Recognition:
-        self.calls += 1
-        self.started.release()
-        assert self.released.wait(timeout=20)
-        if self.error:
-            raise self.error
-        seconds = int(len(audio) // 16_000)
-        words = tuple(Word(word="word", start=n, end=n + 0.5, score=0.9) for n in range(seconds))
-        segments = (Segment(start=0, end=seconds, text=" ".join(["word"] * seconds), words=words),) if words else ()
-        return Recognition(language="en", segments=segments, engine=self.name, model=self.model, alignment="attention")
-
-    def detect_language(self, audio: Any) -> tuple[str, float]:
-        return "en", 1.0
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +52,7 @@ class Served:
 
     def __init__(self, store: MemoryStore, decoders: DecodePool, workspace: Path, **settings: Any) -> None:
         self.store = store
-        self.engine = HeldEngine()
+        self.engine = HeldRecognizer()
         self.events: list[SessionTranscribed] = []
         self.faults: list[bool] = []
         values = {"api_key": API_KEY, "audio_bucket": store.bucket, "aws_region": "us-east-2", "max_in_flight": 2}
@@ -90,7 +63,7 @@ class Served:
             self.readiness, metrics, workspace=workspace, store=store, combiner=Combiner(store, self.events.append)
         )
         self.service.transcriber = Transcriber(
-            self.engine, decoders, metrics, on_fault=lambda: self.faults.append(True)
+            held_engine(self.engine), decoders, metrics, detectors=1, on_fault=lambda: self.faults.append(True)
         )
         self.readiness.phase = Phase.READY
 
@@ -286,17 +259,15 @@ def test_a_request_that_cannot_be_understood_is_400(served: Served, body: object
 
 
 def test_options_the_model_cannot_do_are_the_callers_to_change(served: Served) -> None:
-    served.engine.error = UnsupportedOption("English only.")
-    answer = served.upload()
-    assert (answer.status_code, answer.json()["detail"]) == (400, "English only.")
+    answer = served.post("/transcribe", files={"file": ("a.wav", HELLO.read_bytes())}, data={"language": "de"})
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/option-unsupported")
+    assert "English only" in answer.json()["detail"]
 
 
 def test_what_a_caller_wishes_in_vain_leaves_no_record_on_the_audio(served: Served) -> None:
-    served.engine.error = UnsupportedOption("English only.")
     etag = served.store.upload(KEY, HELLO.read_bytes())
     assert served.from_s3(language="de").status_code == 400
     assert read_failure(served.store, Job(bucket=served.store.bucket, key=KEY, etag=etag)) is None
-    served.engine.error = None
     assert served.from_s3().status_code == 200
 
 

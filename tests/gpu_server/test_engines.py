@@ -15,7 +15,6 @@ from gpu_server.decode_pool import load_pcm
 from gpu_server.decoding import SAMPLE_RATE, Limits, decode
 from gpu_server.engines import (
     Audio,
-    Engine,
     EngineFault,
     ModelMissing,
     Options,
@@ -30,6 +29,7 @@ from gpu_server.engines import (
     timeline,
 )
 from tests.gpu_server import media
+from tests.gpu_server.ears import Ears
 
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {module}"))
@@ -55,8 +55,10 @@ def network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    return load_engine(request.param, model="tiny.en", device="cpu")
+def ears(request: pytest.FixtureRequest) -> Iterator[Ears]:
+    ears = Ears(load_engine(request.param, model="tiny.en", device="cpu"))
+    yield ears
+    ears.listener.close()
 
 
 def speech(name: str, folder: Path) -> Audio:
@@ -83,11 +85,11 @@ def assert_shape(recognition: Recognition, duration: float) -> None:
             now = word.end
 
 
-def test_it_hears_what_was_said(engine: Engine, tmp_path: Path) -> None:
+def test_it_hears_what_was_said(ears: Ears, tmp_path: Path) -> None:
     audio = speech("hello.wav", tmp_path)
-    recognition = engine.transcribe(audio, Options())
+    recognition = ears.hear(audio, Options())
     assert plain(recognition.text) == "hello and welcome this is a short test"
-    assert (recognition.language, recognition.model, recognition.engine) == ("en", "tiny.en", engine.name)
+    assert (recognition.language, recognition.model, recognition.engine) == ("en", "tiny.en", ears.engine.name)
     assert recognition.alignment == "attention"
     assert_shape(recognition, len(audio) / SAMPLE_RATE)
     first, *_, last = [word for segment in recognition.segments for word in segment.words]
@@ -95,9 +97,9 @@ def test_it_hears_what_was_said(engine: Engine, tmp_path: Path) -> None:
     assert 2 < last.end <= 3.22
 
 
-def test_a_long_speech_comes_in_sentences(engine: Engine, tmp_path: Path) -> None:
+def test_a_long_speech_comes_in_sentences(ears: Ears, tmp_path: Path) -> None:
     audio = speech("session-a/whole.opus", tmp_path)
-    recognition = engine.transcribe(audio, Options())
+    recognition = ears.hear(audio, Options())
     assert_shape(recognition, len(audio) / SAMPLE_RATE)
     assert len(recognition.segments) >= 10
     assert "our little garden" in recognition.text
@@ -129,44 +131,40 @@ SPEECHLESS = {
 
 
 @pytest.mark.parametrize("name", SPEECHLESS)
-def test_where_nobody_speaks_nothing_is_heard(name: str, engine: Engine) -> None:
-    recognition = engine.transcribe(SPEECHLESS[name].astype(np.float32), Options())
+def test_where_nobody_speaks_nothing_is_heard(name: str, ears: Ears) -> None:
+    recognition = ears.hear(SPEECHLESS[name].astype(np.float32), Options())
     assert recognition.segments == ()
     assert recognition.text == ""
     assert recognition.language == "en"
 
 
-def test_silence_around_speech_changes_only_its_times(engine: Engine, tmp_path: Path) -> None:
+def test_silence_around_speech_changes_only_its_times(ears: Ears, tmp_path: Path) -> None:
     audio = speech("hello.wav", tmp_path)
     silence = np.zeros(4 * SAMPLE_RATE, dtype=np.float32)
-    recognition = engine.transcribe(np.concatenate([silence, audio, silence]), Options())
+    recognition = ears.hear(np.concatenate([silence, audio, silence]), Options())
     assert "short test" in recognition.text
     assert_shape(recognition, len(audio) / SAMPLE_RATE + 8)
     assert recognition.segments[0].start == pytest.approx(4.1, abs=0.6)
 
 
-def test_one_requests_options_do_not_stay(engine: Engine, tmp_path: Path) -> None:
+def test_one_requests_options_do_not_stay(ears: Ears, tmp_path: Path) -> None:
     audio = speech("hello.wav", tmp_path)
-    before = engine.transcribe(audio, Options())
-    engine.transcribe(audio, Options(initial_prompt="HELLO AND WELCOME", hotwords="Welkome <|endoftext|>"))
-    bare = engine.transcribe(audio, Options(word_timestamps=False, language="en"))
+    before = ears.hear(audio, Options())
+    ears.hear(audio, Options(initial_prompt="HELLO AND WELCOME", hotwords="Welkome <|endoftext|>"))
+    bare = ears.hear(audio, Options(word_timestamps=False, language="en"))
     assert bare.alignment == "none"
     assert all(segment.words == () and segment.end > segment.start for segment in bare.segments)
-    assert engine.transcribe(audio, Options()) == before
+    assert ears.hear(audio, Options()) == before
 
 
 @pytest.mark.parametrize("options", [Options(task="translate"), Options(language="de"), Options(language="xx")])
-def test_what_the_model_cannot_do_is_the_callers_fault(options: Options, engine: Engine) -> None:
+def test_what_the_model_cannot_do_is_the_callers_fault(options: Options, ears: Ears) -> None:
     with pytest.raises(UnsupportedOption, match="English only"):
-        engine.transcribe(np.zeros(SAMPLE_RATE, dtype=np.float32), options)
+        ears.hear(np.zeros(SAMPLE_RATE, dtype=np.float32), options)
 
 
-def test_an_english_model_detects_english(engine: Engine) -> None:
-    assert engine.detect_language(np.zeros(SAMPLE_RATE, dtype=np.float32)) == ("en", 1.0)
-
-
-def test_nothing_was_asked_of_the_network(engine: Engine) -> None:
-    engine.transcribe(np.zeros(SAMPLE_RATE, dtype=np.float32), Options())
+def test_nothing_was_asked_of_the_network(ears: Ears) -> None:
+    ears.hear(np.zeros(SAMPLE_RATE, dtype=np.float32), Options())
     assert dialled == []
 
 
@@ -182,10 +180,10 @@ def test_nothing_was_asked_of_the_network(engine: Engine) -> None:
         "browser_chrome_pappu.webm",
     ],
 )
-def test_real_recordings_keep_the_shape(name: str, engine: Engine, tmp_path: Path) -> None:
+def test_real_recordings_keep_the_shape(name: str, ears: Ears, tmp_path: Path) -> None:
     decode(media.SPEECH / name, tmp_path / "pcm", limits=Limits())
     audio = load_pcm(tmp_path / "pcm")
-    assert_shape(engine.transcribe(audio, Options()), len(audio) / SAMPLE_RATE)
+    assert_shape(ears.hear(audio, Options()), len(audio) / SAMPLE_RATE)
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +213,9 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_word_times_come_from_wav2vec2_where_there_is_one(wav2vec2: Path, tmp_path: Path) -> None:
-    engine = load_engine("whisperx", model="tiny.en", device="cpu", align_model_dir=wav2vec2)
+    ears = Ears(load_engine("whisperx", model="tiny.en", device="cpu", align_model_dir=wav2vec2))
     audio = speech("hello.wav", tmp_path)
-    recognition = engine.transcribe(audio, Options())
+    recognition = ears.hear(audio, Options())
     assert recognition.alignment == "wav2vec2"
     assert plain(recognition.text) == "hello and welcome this is a short test"
     assert_shape(recognition, len(audio) / SAMPLE_RATE)

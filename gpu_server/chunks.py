@@ -1,0 +1,99 @@
+"""Gets the audio of chunks and files from S3, decoded; and remembers what was said last in a session."""
+
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from gpu_server.decoding import BYTES_PER_SAMPLE, SAMPLE_RATE, Decoded
+from gpu_server.metrics import ServerMetrics
+from gpu_server.recordings import Recordings
+from gpu_server.transcriber import Transcriber
+from shared.chunk_writer import fetch
+from shared.errors import InputRefused
+from shared.jobs import Job
+from shared.keys import AudioKey, ChunkKey
+from shared.store import Store
+
+REMEMBERED_BYTES = 128 << 20
+
+
+class Chunks:
+    """Safe to share between threads.
+
+    context_seconds: how much of the audio before a chunk is heard with it.
+    """
+
+    def __init__(self, store: Store, metrics: ServerMetrics, *, context_seconds: float) -> None:
+        self._store = store
+        self._recordings = Recordings(store)
+        self._metrics = metrics
+        self._context_bytes = int(context_seconds * SAMPLE_RATE) * BYTES_PER_SAMPLE
+        self._heard: OrderedDict[str, bytes] = OrderedDict()  # key of the audio: the end of its samples
+        self._lock = threading.Lock()
+
+    def get(self, job: Job, transcriber: Transcriber, folder: Path) -> tuple[Decoded, Path] | None:
+        """The job's audio as 16 kHz mono s16le in `folder`; None when it is gone, or another version by now.
+
+        Raises InputRefused.
+        """
+        media = folder / "media"
+        began = time.monotonic()
+        fetched = fetch(self._store, job, media)
+        self._metrics.stage_seconds.labels("fetch").inc(time.monotonic() - began)
+        return self.decode(job.audio, media, transcriber, folder) if fetched else None
+
+    def decode(self, names: AudioKey, media: Path, transcriber: Transcriber, folder: Path) -> tuple[Decoded, Path]:
+        """Decode a file that was fetched already. Raises InputRefused."""
+        if isinstance(names, ChunkKey):
+            self._recordings.complete(names, media)
+        pcm = folder / "pcm"
+        decoded = transcriber.decode(media, pcm)
+        media.unlink()
+        if isinstance(names, ChunkKey):
+            self._remember(names.key, pcm)
+        return decoded, pcm
+
+    def before(self, names: ChunkKey, transcriber: Transcriber, folder: Path) -> Path | None:
+        """The audio before a chunk, as samples in a file in `folder`: as many seconds as are wanted and there."""
+        samples = b""
+        index = names.index
+        while len(samples) < self._context_bytes and index > 1:
+            index -= 1
+            part = self._end_of(names, index, transcriber, folder)
+            if part is None:
+                break
+            samples = part + samples
+        if not samples:
+            return None
+        pcm = folder / "before"
+        pcm.write_bytes(samples[-self._context_bytes :])
+        return pcm
+
+    def _end_of(self, names: ChunkKey, index: int, transcriber: Transcriber, folder: Path) -> bytes | None:
+        """The last samples of another chunk; what is remembered may be of an older version, which does no harm."""
+        for key in names.sibling_keys(index):
+            with self._lock:
+                if key in self._heard:
+                    return self._heard[key]
+        for key in names.sibling_keys(index):
+            if info := self._store.head(key):
+                try:
+                    self.get(Job(bucket=self._store.bucket, key=key, etag=info.etag), transcriber, folder)
+                except InputRefused:
+                    return None
+                with self._lock:
+                    return self._heard.get(key)
+        return None
+
+    def _remember(self, key: str, pcm: Path) -> None:
+        if not self._context_bytes:
+            return
+        with pcm.open("rb") as file:
+            file.seek(max(0, pcm.stat().st_size - self._context_bytes))
+            end = file.read()
+        with self._lock:
+            self._heard[key] = end
+            self._heard.move_to_end(key)
+            while len(self._heard) * self._context_bytes > REMEMBERED_BYTES:
+                self._heard.popitem(last=False)

@@ -1,0 +1,261 @@
+"""The recognizer of both engines: Whisper on CTranslate2, in batches of windows from anywhere.
+
+WhisperX's own batches share one prompt and one language, and are 30 s a window. Here every window brings its own
+language, task, prompt and hotwords, and is padded only as far as it needs: Whisper's encoder pays for every frame.
+"""
+
+import contextlib
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage, merge_punctuations
+
+from gpu_server.engines import (
+    FRAME_RATE,
+    SAMPLE_RATE,
+    UNDETERMINED,
+    EngineFault,
+    Features,
+    Heard,
+    Options,
+    OutOfMemory,
+    Window,
+    Word,
+)
+
+LOOPING_RATIO = 2.4  # text that compresses better than this repeats itself: the Whisper paper's threshold
+LOOPING_WORDS = 4  # words in a row that say the same, this often: "thank you thank you thank you thank you"
+# English speech has some 4 tokens a second; whoever needs more than this is in a loop, and holds up its whole batch.
+TOKENS_PER_SECOND = 15
+SPARE_TOKENS = 20
+SAMPLES = 5  # texts sampled at a temperature above 0, of which the likeliest is taken: Whisper's best_of
+PREPENDED = "\"'“¿([{-"  # punctuation that belongs to the word after it; both are faster-whisper's
+APPENDED = "\"'.。,，!！?？:：”)]}、"
+SENTENCE_ENDS = frozenset(".。!！?？")
+MAX_MEDIAN_SECONDS = 0.7  # of a word
+LONGEST_WORD_SECONDS = 2.0
+STFT_SAMPLES = 400
+SILENCE_BELOW_PEAK = 2.0  # log-mel features end this far under their peak (8 decades over 4)
+SPECIAL_TOKEN = re.compile(r"<\|.*?\|>")
+PLACEHOLDER = " a"  # aligned in the place of an empty text, and forgotten
+
+
+class WhisperRecognizer:
+    """One model in memory; see :class:`engines.Recognizer`."""
+
+    def __init__(self, whisper: WhisperModel, *, model: str, beam_size: int) -> None:
+        self.model = model
+        self.device: str = whisper.model.device
+        self._whisper = whisper
+        self._beam_size = beam_size
+        self._languages = frozenset(whisper.supported_languages)
+        self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
+
+    @property
+    def languages(self) -> frozenset[str]:
+        return self._languages
+
+    def key(self, window: Window) -> Hashable:
+        """CTranslate2 wants one temperature and prompts of one length in a batch."""
+        return window.temperature, len(self._prompt(window.options, self._any_language(window.options)))
+
+    def prepare(self, window: Window) -> Features:
+        """Log-mel features of the audio, then silence: it need not be computed."""
+        features = self._whisper.feature_extractor(np.pad(window.audio, (0, STFT_SAMPLES)), padding=0)
+        features = features[:, : window.frames].astype(np.float32)
+        return _pad(features, window.frames)
+
+    def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        frames = max(window.frames for window in windows)
+        with faults():
+            encoded = self._whisper.encode(np.stack([_pad(one, frames) for one in features]))
+            ranked = self._languages_of(windows, encoded)
+            languages = [language for language, _ in ranked]
+            found = self._generate(windows, languages, encoded)
+            words = self._words(windows, languages, [tokens for tokens, *_ in found], encoded)
+        return [
+            Heard(
+                text=text,
+                words=timed,
+                language=language,
+                language_probability=probability,
+                avg_logprob=logprob,
+                no_speech_prob=no_speech,
+                looping=is_looping(text) or len(tokens) >= _most_tokens(window),
+            )
+            for window, (language, probability), (tokens, text, logprob, no_speech), timed in zip(
+                windows, ranked, found, words, strict=True
+            )
+        ]
+
+    def _generate(
+        self, windows: Sequence[Window], languages: list[str], encoded: Any
+    ) -> list[tuple[list[int], str, float, float]]:
+        """Per window: text tokens, text, mean log probability, probability that nobody spoke."""
+        prompts = [self._prompt(window.options, language) for window, language in zip(windows, languages, strict=True)]
+        temperature = windows[0].temperature
+        search: dict[str, Any] = (
+            {"beam_size": 1, "num_hypotheses": SAMPLES, "sampling_topk": 0, "sampling_temperature": temperature}
+            if temperature
+            else {"beam_size": self._beam_size}
+        )
+        results = self._whisper.model.generate(
+            encoded,
+            prompts,
+            max_length=min(self._whisper.max_length, len(prompts[0]) + max(map(_most_tokens, windows))),
+            return_scores=True,
+            return_no_speech_prob=True,
+            **search,
+        )
+        found = []
+        for language, window, result in zip(languages, windows, results, strict=True):
+            tokenizer = self._tokenizer(language, window.options.task)
+            generated = result.sequences_ids[0]
+            tokens = [token for token in generated if token < tokenizer.eot]
+            logprob = result.scores[0] * len(generated) / (len(generated) + 1)  # the end token counts too
+            found.append((tokens, tokenizer.decode(tokens), logprob, result.no_speech_prob))
+        return found
+
+    def _words(
+        self, windows: Sequence[Window], languages: list[str], texts: list[list[int]], encoded: Any
+    ) -> list[tuple[Word, ...]]:
+        """Every text's words with times, from the decoder's attention: no second pass through the encoder."""
+        words: list[tuple[Word, ...]] = [()] * len(windows)
+        groups = defaultdict(list)
+        for place, (window, language) in enumerate(zip(windows, languages, strict=True)):
+            groups[language, window.options.task].append(place)
+        for (language, task), places in groups.items():
+            if not any(texts[place] for place in places):
+                continue
+            tokenizer = self._tokenizer(language, task)
+            alignments = self._whisper.find_alignment(
+                tokenizer,
+                [texts[place] or tokenizer.encode(PLACEHOLDER) for place in places],
+                encoded if len(places) == len(windows) else _rows(encoded, places),
+                [max(1, len(windows[place].audio) * FRAME_RATE // SAMPLE_RATE) for place in places],
+            )
+            for place, alignment in zip(places, alignments, strict=True):
+                words[place] = _timed(alignment) if texts[place] else ()
+        return words
+
+    def _languages_of(self, windows: Sequence[Window], encoded: Any) -> list[tuple[str, float]]:
+        """The language of each window, as asked for or as heard, and its probability."""
+        if self._languages == {"en"}:
+            return [("en", 1.0)] * len(windows)
+        wanted = [window.options.language for window in windows]
+        if all(wanted):
+            return [(language, 1.0) for language in wanted if language]
+        rankings = self._whisper.model.detect_language(encoded)
+        return [
+            (language, 1.0) if language else (ranking[0][0].strip("<|>"), ranking[0][1])
+            for language, ranking in zip(wanted, rankings, strict=True)
+        ]
+
+    def _prompt(self, options: Options, language: str) -> list[int]:
+        tokenizer = self._tokenizer(language, options.task)
+        prompt = clean_prompt(options.initial_prompt)
+        previous = tokenizer.encode(" " + prompt) if prompt else []
+        found: list[int] = self._whisper.get_prompt(
+            tokenizer, previous, without_timestamps=True, hotwords=clean_prompt(options.hotwords)
+        )
+        return found
+
+    def _any_language(self, options: Options) -> str:
+        """Prompts of all languages have one length."""
+        return options.language or "en"
+
+    def _tokenizer(self, language: str, task: str) -> Tokenizer:
+        if (language, task) not in self._tokenizers:
+            self._tokenizers[language, task] = Tokenizer(
+                self._whisper.hf_tokenizer, self._whisper.model.is_multilingual, task=task, language=language
+            )
+        return self._tokenizers[language, task]
+
+
+def is_looping(text: str) -> bool:
+    """Whether text repeats itself as speech does not."""
+    if get_compression_ratio(text) > LOOPING_RATIO:
+        return True
+    words = text.lower().split()
+    return any(_repeats(words, length) >= LOOPING_WORDS for length in (2, 3, 4, 5))
+
+
+def _repeats(words: list[str], length: int) -> int:
+    """How often in a row some `length` words say the same."""
+    most = run = 1
+    grams = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    for start in range(length):
+        run = 1
+        for before, after in pairwise(grams[start::length]):
+            run = run + 1 if before == after else 1
+            most = max(most, run)
+    return most
+
+
+def silent_language(languages: frozenset[str], options: Options) -> str:
+    """What to call the language when nothing was said."""
+    return options.language or ("en" if languages == {"en"} else UNDETERMINED)
+
+
+def clean_prompt(prompt: str | None) -> str | None:
+    """A prompt without the model's control tokens, which its tokenizer obeys; None if empty."""
+    return SPECIAL_TOKEN.sub("", prompt or "").strip() or None
+
+
+@contextlib.contextmanager
+def faults() -> Iterator[None]:
+    """Tell a device that is full or broken from an error of this batch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if re.search(r"out of memory|failed to allocate", str(error), re.IGNORECASE):
+            raise OutOfMemory("The GPU has no memory left for this.") from error
+        if re.search(r"cuda|cublas|cudnn", str(error), re.IGNORECASE):
+            raise EngineFault("The GPU failed.") from error
+        raise
+
+
+def _most_tokens(window: Window) -> int:
+    return len(window.audio) * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS
+
+
+def _pad(features: Features, frames: int) -> Features:
+    missing = frames - features.shape[1]
+    if missing <= 0:
+        return features
+    silence = features.max() - SILENCE_BELOW_PEAK if features.size else -1.5
+    return np.pad(features, ((0, 0), (0, missing)), constant_values=silence)
+
+
+def _rows(encoded: Any, places: list[int]) -> Any:
+    """Some windows of an encoder's output."""
+    import ctranslate2
+
+    on_host = encoded.to_device(ctranslate2.Device.cpu)
+    return get_ctranslate2_storage(np.ascontiguousarray(np.array(on_host)[places]))
+
+
+def _timed(alignment: list[dict[str, Any]]) -> tuple[Word, ...]:
+    """faster-whisper's alignment as words. Attention gives pauses to the words around them: those are cut short."""
+    lengths = [word["end"] - word["start"] for word in alignment if word["end"] > word["start"]]
+    longest = 2 * min(MAX_MEDIAN_SECONDS, float(np.median(lengths))) if lengths else 0.0
+    for before, word in pairwise([{"word": "."}, *alignment]):
+        too_long = word["end"] - word["start"] > longest
+        if too_long and word["word"].strip() in SENTENCE_ENDS:
+            word["end"] = word["start"] + longest
+        elif too_long and before["word"].strip() in SENTENCE_ENDS:
+            word["start"] = word["end"] - longest
+        elif word["end"] - word["start"] > LONGEST_WORD_SECONDS:
+            word["end"] = word["start"] + longest
+    merge_punctuations(alignment, PREPENDED, APPENDED)
+    return tuple(
+        Word(word=word["word"], start=float(word["start"]), end=float(word["end"]), score=float(word["probability"]))
+        for word in alignment
+        if word["word"]
+    )

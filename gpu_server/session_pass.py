@@ -1,0 +1,252 @@
+"""The stitched pass: chunks of one session are heard together, as if the recording had never been cut.
+
+Every chunk still gets a transcript of its own, by the usual write protocol. It counts as stitched when it was heard
+with what comes before and after it; at the open end of a group it counts as live, and a later pass betters it.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from gpu_server.chunks import Chunks
+from gpu_server.decoding import Decoded
+from gpu_server.track import join
+from gpu_server.transcriber import Route, Transcriber
+from shared.chunk_writer import Written, write_transcript
+from shared.errors import BadManifest, PermanentError, RefusedKey
+from shared.jobs import Job, Options
+from shared.keys import ChunkKey, Session, parse_key
+from shared.manifest import parse_manifest
+from shared.outcomes import precedence, read_failure, read_outcome, record_failure
+from shared.sessions import ChunkOutcome, combine_chunks
+from shared.store import ObjectInfo, Store
+from shared.transcript import ErrorRecord, ObjectRef, Transcript
+
+PARALLEL = 8  # chunks fetched, decoded and written at once
+GROUP = 360  # chunks on one track: half an hour of 5-second ones. Its neighbours are heard too, so no seam shows
+FAILED = "failed"
+MISSING = "chunk-missing"
+# Not the audio's fault: its header may arrive later, and what a caller asked for is that caller's to change.
+UNRECORDED = frozenset({"media-header-missing", "language-unknown", "option-unsupported"})
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one chunk's job ended: `Written`, or "failed" with the type and the words of why."""
+
+    job: Job
+    status: str
+    type: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk whose audio is at hand, or why it is not. `decoded` and `error` are both None when it is gone."""
+
+    job: Job
+    index: int
+    decoded: Decoded | None = None
+    pcm: Path | None = None
+    error: PermanentError | None = None
+
+
+@dataclass
+class SessionPass:
+    """Everything a stitched pass is made through. Safe to share between threads."""
+
+    store: Store
+    chunks: Chunks
+    transcriber: Transcriber
+    workspace: Path
+    route: Route
+    retry_failed: bool = False
+
+    def run(self, session: Session, jobs: Iterable[Job]) -> list[Ended]:
+        """Transcribe what has no stitched transcript yet. Raises TransientError, and InputRefused for bad options."""
+        ordered = sorted({job.key: job for job in jobs}.values(), key=_index)
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="session") as pool:
+            open_jobs = [job for job, todo in zip(ordered, pool.map(self._is_open, ordered), strict=True) if todo]
+            made: dict[str, Transcript | PermanentError] = {}
+            for group in _groups(open_jobs):
+                made |= self._hear(session, group, ordered, pool)
+            return list(pool.map(lambda job: self._end(job, made.get(job.key)), ordered))
+
+    def _is_open(self, job: Job) -> bool:
+        outcome = read_outcome(self.store, job)
+        if outcome.transcript and outcome.is_for(job):
+            return not outcome.transcript.is_stitched
+        return self.retry_failed or read_failure(self.store, job) is None
+
+    def _hear(
+        self, session: Session, group: Sequence[Job], known: Sequence[Job], pool: ThreadPoolExecutor
+    ) -> dict[str, Transcript | PermanentError]:
+        """Transcripts of a group, heard with its neighbours, or why there is none."""
+        with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
+            members = sorted({_index(job): job for job in [*self._neighbours(group, known), *group]}.items())
+            get = partial(self._get, folder=Path(folder))
+            got = list(pool.map(lambda member: get(member[1], member[0]), members))
+            audible = [chunk for chunk in got if chunk.decoded and chunk.pcm]
+            breaks = [place for place in range(1, len(audible)) if audible[place].index != audible[place - 1].index + 1]
+            keys = {job.key for job in group}
+            wanted = [place for place, chunk in enumerate(audible) if chunk.job.key in keys]
+            made: dict[str, Transcript | PermanentError] = {
+                chunk.job.key: chunk.error for chunk in got if chunk.error and chunk.job.key in keys
+            }
+            if not wanted:
+                return made
+            track = join(Path(folder, "track"), [chunk.pcm for chunk in audible if chunk.pcm], breaks=breaks)
+            recognitions = self.transcriber.listen(track, group[0].options, wanted=wanted)
+            heard = {chunk.index for chunk in got if chunk.decoded or chunk.error}
+            last = self._last_index(session)
+            for place in wanted:
+                chunk = audible[place]
+                assert chunk.decoded
+                alone = not _has_both_sides(chunk.index, heard, last)
+                made[chunk.job.key] = self.transcriber.transcript(
+                    chunk.decoded,
+                    recognitions[place] if chunk.decoded.samples else None,
+                    chunk.job.options,
+                    source=_source(chunk.job),
+                    route=self.route,
+                    pass_="live" if alone else "stitched",
+                )
+            return made
+
+    def _neighbours(self, group: Sequence[Job], known: Sequence[Job]) -> Iterator[Job]:
+        """The chunks just before and after each run of the group: their audio is heard, not written."""
+        indices = {_index(job) for job in group}
+        by_index = {_index(job): job for job in known}
+        for index in {near for own in indices for near in (own - 1, own + 1)} - indices - {0}:
+            if job := by_index.get(index) or self._sibling(group[0], index):
+                yield job
+
+    def _sibling(self, job: Job, index: int) -> Job | None:
+        names = job.audio
+        assert isinstance(names, ChunkKey)
+        for key in names.sibling_keys(index):
+            if info := self.store.head(key):
+                return Job(bucket=job.bucket, key=key, etag=info.etag, options=job.options)
+        return None
+
+    def _get(self, job: Job, index: int, *, folder: Path) -> _Chunk:
+        own = folder / str(index)
+        own.mkdir()
+        try:
+            got = self.chunks.get(job, self.transcriber, own)
+        except PermanentError as error:
+            return _Chunk(job, index, error=error)
+        return _Chunk(job, index, *got) if got else _Chunk(job, index)
+
+    def _last_index(self, session: Session) -> int | None:
+        """The session's last chunk, if that is known already."""
+        stored = self.store.get(session.manifest_key)
+        try:
+            return parse_manifest(stored.body).chunk_count if stored else None
+        except BadManifest:
+            return None
+
+    def _end(self, job: Job, made: Transcript | PermanentError | None) -> Ended:
+        """Write what was made for one chunk. For nothing the protocol says what stands in S3 already."""
+        try:
+            if isinstance(made, PermanentError):
+                if made.type not in UNRECORDED:
+                    record_failure(self.store, job, made)
+                return Ended(job, FAILED, made.type, made.message)
+            written = write_transcript(
+                self.store,
+                job,
+                lambda: made,
+                retry_failed=self.retry_failed,
+                stitched=made is not None and made.is_stitched,
+            )
+        except PermanentError as error:  # the audio went away
+            record_failure(self.store, job, error)
+            return Ended(job, FAILED, error.type, error.message)
+        if written is Written.ALREADY_FAILED and (record := read_failure(self.store, job)):
+            return Ended(job, written, record.type, record.message)
+        return Ended(job, written)
+
+
+def jobs_in(store: Store, session: Session, options: Options) -> list[Job]:
+    """A job for every chunk of the session that is in S3 now, with the wishes it was transcribed with before."""
+    newest: dict[int, ObjectInfo] = {}
+    for info in store.list(session.audio_prefix):
+        names = _chunk_key(info.key)
+        if names and names.session == session and info.size:
+            newest[names.index] = max(info, newest.get(names.index, info), key=precedence)
+
+    def job(info: ObjectInfo) -> Job:
+        made = Job(bucket=store.bucket, key=info.key, etag=info.etag, size=info.size, options=options)
+        outcome = read_outcome(store, made)
+        wishes = outcome.transcript.options if outcome.transcript and outcome.is_for(made) else None
+        return made.model_copy(update={"options": wishes}) if wishes else made
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        return list(pool.map(job, newest.values()))
+
+
+def together(store: Store, session: Session, jobs: Iterable[Job]) -> Transcript:
+    """These chunks' outcomes as one transcript; what is missing between them is a gap."""
+    outcomes = {_index(job): _outcome(store, job) for job in jobs}
+    found = [outcomes.get(index) or _nothing(store, index) for index in range(1, max(outcomes) + 1)]
+    return combine_chunks(session, bucket=store.bucket, manifest_etag="", chunks=found)
+
+
+def _outcome(store: Store, job: Job) -> ChunkOutcome:
+    outcome = read_outcome(store, job)
+    result = outcome.transcript if outcome.is_for(job) else read_failure(store, job)
+    if result is None:
+        return _nothing(store, _index(job))
+    return ChunkOutcome(_index(job), job.key, job.etag, job.output_key, outcome.etag, result)
+
+
+def _nothing(store: Store, index: int) -> ChunkOutcome:
+    source = ObjectRef(bucket=store.bucket, key="", etag="")
+    record = ErrorRecord(
+        type=MISSING,
+        message="there is no result for this chunk",
+        source=source,
+        attempts=0,
+        created_at=datetime.fromtimestamp(0, UTC),
+    )
+    return ChunkOutcome(index, "", "", "", "", record)
+
+
+def _chunk_key(key: str) -> ChunkKey | None:
+    try:
+        names = parse_key(key)
+    except RefusedKey:
+        return None
+    return names if isinstance(names, ChunkKey) else None
+
+
+def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs that can be heard in one go: with the same wishes, one to an index, not too many."""
+    for _, alike in groupby(jobs, key=lambda job: job.options):
+        group: list[Job] = []
+        for job in alike:
+            if len(group) == GROUP or (group and _index(job) == _index(group[-1])):
+                yield group
+                group = []
+            group.append(job)
+        yield group
+
+
+def _has_both_sides(index: int, heard: set[int], last: int | None) -> bool:
+    return (index == 1 or index - 1 in heard) and (index == last or index + 1 in heard)
+
+
+def _index(job: Job) -> int:
+    names = job.audio
+    assert isinstance(names, ChunkKey)
+    return names.index
+
+
+def _source(job: Job) -> ObjectRef:
+    return ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id)

@@ -1,0 +1,79 @@
+"""Engines for tests: a real one behind a plain call, and one that can be held still, at the recognizer's own port."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from gpu_server.engines import SAMPLE_RATE, Audio, Engine, Features, Heard, Options, Recognition, Span, Window, Word
+from gpu_server.listener import Listener
+from gpu_server.metrics import ServerMetrics
+from gpu_server.track import Track, whole
+
+
+class Ears:
+    """Listens to arrays with an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.listener = Listener(engine, ServerMetrics(), detectors=1, on_fault=lambda: None)
+
+    def hear(self, audio: Audio, options: Options | None = None) -> Recognition:
+        with TemporaryDirectory() as folder:
+            return self.listener.listen(track_of(Path(folder, "pcm"), audio), options or Options())[0]
+
+
+def track_of(pcm: Path, audio: Audio) -> Track:
+    (np.clip(audio, -1, 1) * 32767).astype("<i2").tofile(pcm)
+    return whole(pcm)
+
+
+def all_of_it(audio: Audio) -> list[Span]:
+    """A detector that takes everything for speech, in pieces of at most 10 s."""
+    step = 10 * SAMPLE_RATE
+    return [Span(start, min(len(audio), start + step)) for start in range(0, len(audio), step)]
+
+
+class HeldRecognizer:
+    """Says "word" for every second of audio, and waits until `released` before it does."""
+
+    model, device, languages = "none", "cpu", frozenset({"en"})
+
+    def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
+        self.released = threading.Event()
+        self.released.set()
+        self.calls = 0
+        self.error: Exception | None = None
+
+    def key(self, window: Window) -> object:
+        return None
+
+    def prepare(self, window: Window) -> Features:
+        return np.zeros((80, 1), dtype=np.float32)
+
+    def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        self.calls += 1
+        self.started.release()
+        assert self.released.wait(timeout=20)
+        if self.error:
+            raise self.error
+        return [self._heard(window) for window in windows]
+
+    def _heard(self, window: Window) -> Heard:
+        seconds = len(window.audio) // SAMPLE_RATE
+        words = tuple(Word(word=" word", start=n, end=n + 0.5, score=0.9) for n in range(seconds))
+        return Heard(
+            text=" word" * seconds,
+            words=words,
+            language="en",
+            language_probability=1.0,
+            avg_logprob=-0.1,
+            no_speech_prob=0.0,
+        )
+
+
+def held_engine(recognizer: HeldRecognizer) -> Engine:
+    return Engine(name="held", detector=all_of_it, recognizer=recognizer)
