@@ -1,5 +1,6 @@
 """Engines for tests: a real one behind a plain call, and one that can be held still, at the recognizer's own port."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from gpu_server.engines import SAMPLE_RATE, Audio, Engine, Features, Heard, Options, Recognition, Span, Window, Word
+from gpu_server.engines import (
+    SAMPLE_RATE,
+    Audio,
+    Engine,
+    Features,
+    Heard,
+    Options,
+    OutOfMemory,
+    Recognition,
+    Span,
+    Window,
+    Word,
+)
 from gpu_server.listener import Listener
 from gpu_server.metrics import ServerMetrics
 from gpu_server.track import Track, whole
@@ -34,6 +47,67 @@ def all_of_it(audio: Audio) -> list[Span]:
     """A detector that takes everything for speech, in pieces of at most 10 s."""
     step = 10 * SAMPLE_RATE
     return [Span(start, min(len(audio), start + step)) for start in range(0, len(audio), step)]
+
+
+TAG = 1000  # a sample's value times this is the number it stands for
+
+
+def tagged(number: int, seconds: float = 1.0) -> Audio:
+    return np.full(round(seconds * SAMPLE_RATE), number / TAG, dtype=np.float32)
+
+
+class Reader:
+    """A recognizer that reads numbers out of the audio: a word for each stretch of equal samples.
+
+    `room`: windows that fit into its memory. `gate`: held while it works.
+    """
+
+    model, languages = "reader", frozenset({"en", "de"})
+
+    def __init__(self, device: str = "cpu", room: int = 1000) -> None:
+        self.device = device
+        self.room = room
+        self.batches: list[list[Window]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.busy = threading.Event()
+        self.error: Exception | None = None
+
+    def key(self, window: Window) -> object:
+        return window.temperature, window.options.initial_prompt
+
+    def prepare(self, window: Window) -> Features:
+        return window.audio[None, :]
+
+    def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        self.busy.set()
+        assert self.gate.wait(timeout=20)
+        if self.error:
+            raise self.error
+        if len(windows) > self.room:
+            raise OutOfMemory("no room")
+        self.batches.append(list(windows))
+        assert len({self.key(window) for window in windows}) == 1
+        for window, feature in zip(windows, features, strict=True):
+            assert np.array_equal(window.audio, feature[0])
+        return [read(window) for window in windows]
+
+
+def read(window: Window) -> Heard:
+    numbers = np.rint(window.audio * TAG).astype(int)
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
+    words = tuple(
+        Word(word=f" {numbers[start]}", start=start / SAMPLE_RATE, end=end / SAMPLE_RATE, score=1.0)
+        for start, end in itertools.pairwise(edges)
+    )
+    return Heard(
+        text=f" {window.options.language}" + "".join(word.word for word in words),
+        words=words,
+        language=window.options.language or "en",
+        language_probability=1.0,
+        avg_logprob=-0.1,
+        no_speech_prob=0.0,
+    )
 
 
 class HeldRecognizer:
@@ -75,5 +149,5 @@ class HeldRecognizer:
         )
 
 
-def held_engine(recognizer: HeldRecognizer) -> Engine:
+def held_engine(recognizer: HeldRecognizer | Reader) -> Engine:
     return Engine(name="held", detector=all_of_it, recognizer=recognizer)

@@ -6,26 +6,18 @@ The decoder is the real one; the engine is one that can be held still, at the en
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.app import create_app
 from gpu_server.decode_pool import DecodePool
-from gpu_server.decoding import Limits
 from gpu_server.engines import EngineFault
-from gpu_server.metrics import ServerMetrics
-from gpu_server.readiness import Phase, Readiness
-from gpu_server.service import Service
+from gpu_server.readiness import Phase
 from gpu_server.settings import ServerSettings
-from gpu_server.transcriber import Transcriber
-from shared.combine import Combiner, SessionTranscribed
 from shared.errors import InputRefused, SettingsError
 from shared.jobs import Job
 from shared.outcomes import read_failure, read_outcome, record_failure
@@ -33,55 +25,7 @@ from shared.server import Said, read_answer
 from shared.settings import load
 from tests.fakes import MemoryStore
 from tests.gpu_server import media
-from tests.gpu_server.ears import HeldRecognizer, held_engine
-
-HELLO = Path(__file__).parents[1] / "data/hello.wav"
-KEY = "users/u/audio/sessions/s/chunk-1.webm"
-API_KEY = "correct horse"
-
-
-@pytest.fixture(scope="module")
-def decoders() -> Iterator[DecodePool]:
-    pool = DecodePool(workers=2, limits=Limits(max_seconds=600))
-    yield pool
-    pool.close()
-
-
-class Served:
-    """A server in this process, its store and its engine."""
-
-    def __init__(self, store: MemoryStore, decoders: DecodePool, workspace: Path, **settings: Any) -> None:
-        self.store = store
-        self.engine = HeldRecognizer()
-        self.events: list[SessionTranscribed] = []
-        self.faults: list[bool] = []
-        values = {"api_key": API_KEY, "audio_bucket": store.bucket, "aws_region": "us-east-2", "max_in_flight": 2}
-        self.settings = ServerSettings(**(values | settings))
-        self.readiness = Readiness(self.settings.max_in_flight)
-        metrics = ServerMetrics()
-        self.service = Service(
-            self.readiness, metrics, workspace=workspace, store=store, combiner=Combiner(store, self.events.append)
-        )
-        self.service.transcriber = Transcriber(
-            held_engine(self.engine), decoders, metrics, detectors=1, on_fault=lambda: self.faults.append(True)
-        )
-        self.readiness.phase = Phase.READY
-
-        @asynccontextmanager
-        async def lifespan(app: FastAPI):  # type: ignore[no-untyped-def]
-            yield
-
-        self.app = create_app(self.service, self.settings, lifespan=lifespan)
-        self.client = TestClient(self.app, raise_server_exceptions=False)
-
-    def post(self, path: str, **arguments: Any) -> Any:
-        return self.client.post(path, headers={"X-API-Key": API_KEY}, **arguments)
-
-    def upload(self, body: bytes | None = None) -> Any:
-        return self.post("/transcribe", files={"file": ("../../etc/x.m3u8", body or HELLO.read_bytes())})
-
-    def from_s3(self, key: str = KEY, **more: Any) -> Any:
-        return self.post("/transcribe-s3", json={"s3_input_path": f"s3://{self.store.bucket}/{key}", **more})
+from tests.gpu_server.served import API_KEY, HELLO, KEY, Served
 
 
 @pytest.fixture
