@@ -84,6 +84,7 @@ def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases) 
         poll_seconds=settings.poll_seconds,
         server_wait=settings.server_wait,
         drain_timeout=settings.drain_timeout,
+        group_messages=settings.group_messages,
     )
     letters = [Queue(sqs, url) for url in (settings.sqs_failures_queue_url, settings.sqs_dlq_url) if url]
     return Batch(
@@ -91,6 +92,7 @@ def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases) 
         letters=[Letters(queue, drain, dead_letters) for queue in letters],
         store=store,
         new_combiner=lambda: Combiner(store, publish),
+        restitch=settings.restitch,
     )
 
 

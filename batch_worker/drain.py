@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from aws_lambda_powertools import Logger
 
+from batch_worker.grouping import Unit, chunk_message, units
 from batch_worker.lease import Leases
 from batch_worker.work import Result, Unauthorized, Worker
 from shared.errors import BadMessage, TransientError
@@ -19,7 +20,6 @@ from shared.server import Limits
 
 HEALTH_LIMITS = Limits(connect=2.0, total=5.0)
 HEALTH_POLL_SECONDS = 1.0
-SUSPECT_RECEIVES = 2  # a message that came back may be what kills the server: it goes alone
 MAX_BACKOFF_SECONDS = 60
 RECOVERY_SECONDS = 5.0  # before the queue is asked again
 
@@ -55,7 +55,9 @@ class Drain:
     poll_seconds: int
     server_wait: float
     drain_timeout: float
+    group_messages: int
     tally: Tally = field(default_factory=Tally)
+    _ready: deque[Unit] = field(default_factory=deque, init=False)  # received, leased, and not started yet
     _pool: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,38 +93,72 @@ class Drain:
 
     def run_alone(self, call: Callable[[], T]) -> T | None:
         """Run `call` in a thread of the pool, which is idle, and wait; None if we are told to stop meanwhile."""
-        future = self._pool.submit(call)
-        self._wait_for({future})
-        return future.result() if future.done() else None
+        return next(iter(self.run_all([call])), None)
+
+    def run_all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Run `calls` in the pool, which is idle, and wait; the results of those that end before we are to stop."""
+        futures = {self._pool.submit(call) for call in calls}
+        self._wait_for(futures)
+        for future in futures:
+            future.cancel()  # what has not begun
+        return [future.result() for future in futures if future.done() and not future.cancelled()]
 
     def await_server(self) -> None:
         """Wait until a server would answer. Raises ServerGone."""
         self._await_server(forever=False)
 
     def _start_some(self, running: set[Future[None]]) -> int:
-        """Receive what there is room for and start it; how many messages came."""
-        room = self.concurrency - len(running)
-        if room <= 0 or self.stopping.is_set():
+        """Start what there is room for, received first if nothing waits here; how many messages that was."""
+        if self.stopping.is_set() or not self._has_room(running):
             wait(running, timeout=1, return_when=FIRST_COMPLETED)
             return 0
-        messages = self._receive(room, busy=bool(running))
-        for message in messages:
-            self.leases.hold(self.queue, message)  # from now on, however long it waits for its turn
-        suspects = [message for message in messages if message.receive_count >= SUSPECT_RECEIVES]
-        running |= {self._pool.submit(self._work, message) for message in messages if message not in suspects}
-        for suspect in suspects:
-            self._wait_for(running)
-            if not self.stopping.is_set():
-                self.run_alone(partial(self._work, suspect))
-        return len(messages)
+        if not self._ready:
+            messages = self._receive(self.concurrency - len(running), busy=bool(running))
+            self._ready.extend(units(messages, self.worker.store.bucket))
+        started = 0
+        while self._ready and len(running) < self.concurrency and not self.stopping.is_set():
+            unit = self._ready.popleft()
+            started += len(unit.messages)
+            if unit.alone:
+                self._wait_for(running)
+                if not self.stopping.is_set():
+                    self.run_alone(partial(self._work_on, unit))
+            else:
+                running.add(self._pool.submit(self._work_on, unit))
+        return started
+
+    def _has_room(self, running: set[Future[None]]) -> bool:
+        """A free place at the server, with work for it here or room for enough messages to find groups among."""
+        if len(running) >= self.concurrency:
+            return False
+        held = self.leases.count()
+        return bool(self._ready) or held < self.concurrency or held <= self.group_messages // 2
 
     def _wait_for(self, futures: set[Future[T]]) -> None:
         """Wait until all are done, or we are told to stop."""
         while not self.stopping.is_set() and wait(futures, timeout=0.2).not_done:
             pass
 
-    def _receive(self, most: int, *, busy: bool) -> list[Message]:
-        return self.queue.receive(most=most, wait=1 if busy else self.poll_seconds, visibility=self.visibility)
+    def _receive(self, room: int, *, busy: bool) -> list[Message]:
+        """One message for each free place; and all that come at once, up to GROUP_MESSAGES, while there are chunks."""
+        messages = batch = self._lease(room, 1 if busy else self.poll_seconds)
+        while any(chunk_message(message, self.worker.store.bucket) for message in batch):
+            most = self.group_messages - self.leases.count()
+            if most <= 0 or self.stopping.is_set():
+                break
+            try:
+                batch = self._lease(most, 1)
+            except QueueUnavailable:  # what came already is worked on; the next receive says so again
+                break
+            messages = messages + batch
+        return messages
+
+    def _lease(self, most: int, seconds: int) -> list[Message]:
+        """Receive messages; from now on they are ours, however long they wait for their turn."""
+        messages = self.queue.receive(most=most, wait=seconds, visibility=self.visibility)
+        for message in messages:
+            self.leases.hold(self.queue, message)
+        return messages
 
     def _is_empty(self) -> bool:
         """After an empty long poll: the counters agree. Delayed messages are safety nets, which the sweep covers."""
@@ -139,6 +175,30 @@ class Drain:
             if not forever and time.monotonic() >= deadline:
                 raise ServerGone(f"the server at {self.worker.server.url} is not ready: {health.reason}")
             self.stopping.wait(HEALTH_POLL_SECONDS)
+
+    def _work_on(self, unit: Unit) -> None:
+        """Settle a unit's messages. Those a stitched pass leaves open get their own turn each, in the ordinary way."""
+        if not unit.jobs:
+            self._work(unit.messages[0])
+            return
+        settled = self._stitch(unit)
+        for message, job in zip(unit.messages, unit.jobs, strict=True):
+            if job.job_id not in settled:
+                self._ready.append(Unit((message,)))
+                continue
+            result, settled[job.job_id] = settled[job.job_id], Result.SKIPPED  # of duplicates only one did the work
+            self.tally.results.update([result])
+            self._settle(message, [result])
+            self.leases.release(message)
+
+    def _stitch(self, unit: Unit) -> dict[str, Result]:
+        try:
+            return self.worker.stitch(unit.jobs)
+        except TransientError as error:
+            logger.warning("a stitched pass was not finished", extra={"reason": str(error)})
+        except Exception:  # as in _work
+            logger.exception("a stitched pass failed unexpectedly")
+        return {}
 
     def _work(self, message: Message) -> None:
         try:

@@ -45,6 +45,11 @@ class Leases:
         with self._lock:
             self._held.pop(message.receipt, None)
 
+    def count(self) -> int:
+        """How many messages are held."""
+        with self._lock:
+            return len(self._held)
+
     def give_back(self) -> int:
         """Make everything that is held visible at once, for another worker; how many that was."""
         with self._lock:

@@ -13,6 +13,9 @@ class WorkerSettings(AwsSettings):
         default="http://127.0.0.1:8000", pattern=r"^https?://", description="base URL of the GPU server to work through"
     )
     worker_concurrency: int = Field(default=4, ge=1, le=64, description="jobs at the server at once")
+    group_messages: int = Field(
+        default=100, ge=1, le=10_000, description="messages held at most, to find chunks of one session among them"
+    )
     visibility_timeout: int = Field(default=120, ge=2, le=43_200, description="seconds a received message is ours")
     heartbeat_interval: float = Field(default=30.0, gt=0, description="seconds between renewals of that")
     job_timeout: float = Field(default=1800.0, gt=0, description="seconds for one job at the server")

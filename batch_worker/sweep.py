@@ -6,6 +6,7 @@ Events may be dropped by AWS itself; S3's listing is not. So the sweep needs not
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from shared.combine import Combiner, Status
 from shared.errors import PermanentError, RefusedKey
@@ -17,8 +18,16 @@ from shared.store import ObjectInfo, Store
 PARALLEL_READS = 16
 
 
-def sweep(store: Store, combiner: Combiner) -> list[Job]:
-    """Look at the whole bucket, and say which jobs nobody has finished.
+@dataclass(frozen=True)
+class Swept:
+    """`open`: jobs nobody has finished; `live`: complete sessions that a stitched pass would better."""
+
+    open: list[Job]
+    live: list[Session]
+
+
+def sweep(store: Store, combiner: Combiner) -> Swept:
+    """Look at the whole bucket, and say what is left to do.
 
     A complete session costs a few requests, since its transcript names all it was made from; an open one costs two
     reads a chunk. `combiner` must be new: what another one remembers of open sessions may be out of date.
@@ -35,14 +44,17 @@ def sweep(store: Store, combiner: Combiner) -> list[Job]:
             sessions[parsed.session].append(info)
         elif isinstance(parsed, FileKey):
             files.append(info)
+    live: list[Session] = []
     for session, chunks in sessions.items():
         combined = combiner.combine(session)
         if combined.status is not Status.COMPLETE:
             files += chunks
+        elif combined.live:
+            live.append(session)
     jobs = _open(store, files)
     for session in {parsed.session for job in jobs if isinstance(parsed := job.audio, ChunkKey) and job.size == 0}:
         combiner.combine(session)
-    return [job for job in jobs if job.size != 0]
+    return Swept([job for job in jobs if job.size != 0], live)
 
 
 def _open(store: Store, infos: Iterable[ObjectInfo]) -> list[Job]:

@@ -2,17 +2,21 @@
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from shared.combine import Combiner
+from shared.combine import Combiner, Status
 from shared.errors import BadMessage, PermanentError, RefusedKey, TransientError
 from shared.events import Letter, NotAnUpload, Upload, Wake, parse_letter
 from shared.jobs import Job, JobMessage
-from shared.keys import AudioKey, ChunkKey, IgnoredKey, ManifestKey, parse_key, session_of
+from shared.keys import AudioKey, ChunkKey, IgnoredKey, ManifestKey, Session, parse_key, session_of
 from shared.outcomes import Standing, record_failure, record_refusal, standing
 from shared.server import Answer, Limits, Said, ServerClient
 from shared.store import Store
@@ -21,6 +25,7 @@ ROUTE = "queue"
 CONNECT_SECONDS = 2.0
 BUSY_WAIT_SECONDS = 2.0  # when the server does not say how long
 MAX_BUSY_WAIT_SECONDS = 30.0
+PARALLEL_READS = 16
 GAVE_UP = "gave-up"
 
 logger = Logger(service="batch-worker", child=True)
@@ -35,6 +40,14 @@ class Result(StrEnum):
     CHECKED = "checked"  # a session was looked at
     IGNORED = "ignored"
     LATER = "later"  # the queue keeps it
+
+
+_ENDED = {
+    Standing.TRANSCRIBED: Result.TRANSCRIBED,
+    Standing.FAILED: Result.FAILED,
+    Standing.SUPERSEDED: Result.SKIPPED,
+    Standing.DUPLICATE: Result.SKIPPED,
+}
 
 
 class Unauthorized(TransientError):
@@ -66,6 +79,49 @@ class Worker:
             TransientError: S3, or our key, is the matter.
         """
         return [self._letter(letter, attempts, final) for letter in parse_letter(document)]
+
+    def stitch(self, jobs: Sequence[Job]) -> dict[str, Result]:
+        """Have chunks of one session heard together, as far as nobody has finished them.
+
+        Returns how those jobs ended that S3 says are finished now, by id, with their session completed. The others
+        are for `handle`, which finds out why.
+
+        Raises:
+            TransientError: S3 would not answer.
+        """
+        jobs = list({job.job_id: job for job in jobs}.values())
+        found = self._standings(jobs)
+        unfinished = [job for job in jobs if found[job.job_id] is Standing.OPEN]
+        results = {job.job_id: Result.SKIPPED for job in jobs if job not in unfinished}
+        if len(unfinished) > 1:
+            self._ask(partial(self.server.transcribe_session, unfinished, self._limits, route=ROUTE))
+            found = self._standings(unfinished)
+            results |= {id: _ENDED[standing] for id, standing in found.items() if standing in _ENDED}
+        if results:
+            self._complete_session(jobs[0].audio)
+        logger.info(
+            "stitched", extra={"key": jobs[0].key, "chunks": len(unfinished), "results": Counter(results.values())}
+        )
+        return results
+
+    def restitch(self, session: Session) -> bool:
+        """Have a complete session heard once more, whole; True if no chunk of it is left that was heard alone.
+
+        Nothing depends on it: the transcripts of chunks that were heard alone stand.
+        """
+        path = session.path_in(self.store.bucket)
+        answer = self._ask(partial(self.server.transcribe_session, path, self._limits, route=ROUTE))
+        try:
+            combined = self.combiner.combine(session)
+        except TransientError as error:
+            logger.warning("a session was not completed", extra={"session": path, "reason": str(error)})
+            return False
+        done = combined.status is Status.COMPLETE and combined.live == 0
+        if not done:
+            logger.warning(
+                "a session was not stitched", extra={"session": path, "live": combined.live, "reason": answer.message}
+            )
+        return done
 
     def _letter(self, letter: Letter, attempts: int, final: bool) -> Result:
         match letter:
@@ -109,7 +165,7 @@ class Worker:
     def _transcribe(self, job: Job, attempts: int, final: bool) -> Result:
         if standing(self.store, job, check_source=True) is not Standing.OPEN:
             return Result.SKIPPED
-        answer = self._ask(job)
+        answer = self._ask(partial(self.server.transcribe, job, self._limits, route=ROUTE))
         if answer.said is Said.UNAUTHORIZED:
             raise Unauthorized(f"the server does not accept our key or bucket (HTTP {answer.status}): check API_KEY")
         if answer.said is Said.REFUSED:
@@ -127,12 +183,20 @@ class Worker:
         logger.warning("later", extra={"job_id": job.job_id, "key": job.key, "reason": answer.message})
         return Result.LATER
 
-    def _ask(self, job: Job) -> Answer:
-        """Post the job, and wait while the server is busy: busy is not dead, and the queue has no better place."""
-        limits = Limits(CONNECT_SECONDS, self.job_seconds)
+    @property
+    def _limits(self) -> Limits:
+        return Limits(CONNECT_SECONDS, self.job_seconds)
+
+    def _standings(self, jobs: Sequence[Job]) -> dict[str, Standing]:
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            standings = pool.map(lambda job: standing(self.store, job, check_source=True), jobs)
+            return {job.job_id: how for job, how in zip(jobs, standings, strict=True)}
+
+    def _ask(self, post: Callable[[], Answer]) -> Answer:
+        """Post, and wait while the server is busy: busy is not dead, and the queue has no better place."""
         deadline = time.monotonic() + self.job_seconds
         while True:
-            answer = self.server.transcribe(job, limits, route=ROUTE)
+            answer = post()
             pause = min(answer.retry_after or BUSY_WAIT_SECONDS, MAX_BUSY_WAIT_SECONDS)
             if answer.said is not Said.BUSY or time.monotonic() + pause > deadline or self.stopping.wait(pause):
                 return answer

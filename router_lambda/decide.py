@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, time
 from enum import StrEnum
 
+from shared.combine import Combined, Status
 from shared.jobs import Job, Reason
 from shared.outcomes import Standing
 from shared.server import Answer, Said
@@ -14,6 +15,7 @@ JITTER = 0.25  # of a wait, so that a burst of chunks does not come back as a bu
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 22.0  # to connect and to answer, in all
 QUEUE_RESERVE_SECONDS = 10.0  # kept for sending the job to the queue, whatever happens
+RESTITCH_SECONDS = 5.0  # for a server to say that it will hear a session once more
 MAX_RETRY_AFTER_SECONDS = 10.0  # a longer wait is cheaper in the queue than in a Lambda
 
 
@@ -31,12 +33,16 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """When a job is not even tried now. Sizes in bytes; `live_window` is local wall-clock time."""
+    """When a job is not even tried now. Sizes in bytes; `live_window` is local wall-clock time.
+
+    `restitch`: a session whose chunks were heard alone is heard once more, whole.
+    """
 
     batch_only: bool = False
     defer_above: int | None = None
     long_above: int = 5_000_000
     live_window: tuple[time, time] | None = None
+    restitch: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,19 @@ def triage(
         return Enqueue(Reason.DEFERRED, "ROUTING=batch")
     if policy.defer_above is not None and (job.size or 0) > policy.defer_above:
         return Enqueue(Reason.DEFERRED, "larger than DEFER_ABOVE_BYTES")
-    if policy.live_window and not _within(now.time(), policy.live_window):
+    if not _is_live(policy, now):
         return Enqueue(Reason.DEFERRED, "outside LIVE_HOURS")
     return Post(wait=(job.size or 0) <= policy.long_above)
+
+
+def wants_stitching(combined: Combined, *, policy: Policy, now: datetime) -> bool:
+    """Whether a session is complete, could be better, and a server may be asked now. The batch betters the others."""
+    betterable = combined.status is Status.COMPLETE and combined.live > 0
+    return betterable and policy.restitch and not policy.batch_only and _is_live(policy, now)
+
+
+def _is_live(policy: Policy, now: datetime) -> bool:
+    return policy.live_window is None or _within(now.time(), policy.live_window)
 
 
 def _within(moment: time, window: tuple[time, time]) -> bool:

@@ -96,6 +96,7 @@ def _router() -> Router:
             defer_above=settings.defer_above_bytes,
             long_above=settings.long_audio_bytes,
             live_window=settings.live_window,
+            restitch=settings.restitch,
         ),
         timezone=ZoneInfo(settings.live_timezone),
         health_seconds=settings.health_check_timeout,

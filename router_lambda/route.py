@@ -15,6 +15,7 @@ from router_lambda.decide import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
     QUEUE_RESERVE_SECONDS,
+    RESTITCH_SECONDS,
     Decision,
     Enqueue,
     Policy,
@@ -26,6 +27,7 @@ from router_lambda.decide import (
     after_answer,
     may_post,
     triage,
+    wants_stitching,
 )
 from router_lambda.discovery import Discover
 from shared.combine import Combiner
@@ -52,6 +54,7 @@ class Decided:
     attempts: int = 0
     session: str = ""
     unauthorized: bool = False
+    restitch: str = ""
 
 
 @dataclass
@@ -96,9 +99,32 @@ class Router:
         if isinstance(parsed, IgnoredKey):
             return Decided(Decision.IGNORED, parsed.reason, upload.key)
         if isinstance(parsed, ManifestKey):
-            combined = self.combiner.combine(parsed.session)
-            return Decided(Decision.CHECKED, combined.status, upload.key, session=parsed.session.id)
+            return self._manifest(parsed.session, remaining)
         return self._audio(self._job(upload), session_of(parsed), upload.force_batch, remaining)
+
+    def _manifest(self, session: Session, remaining: Callable[[], float]) -> Decided:
+        combined = self.combiner.combine(session)
+        checked = Decided(Decision.CHECKED, combined.status, session.manifest_key, session=session.id)
+        if not wants_stitching(combined, policy=self.policy, now=self.now(self.timezone)):
+            return checked
+        return replace(checked, restitch=self._restitch(session, remaining))
+
+    def _restitch(self, session: Session, remaining: Callable[[], float]) -> str:
+        """Ask a server to hear a complete session once more, whole; what came of it, for the log.
+
+        The session stands as it is, and the batch asks too: so nothing here is an error, or worth a retry.
+        """
+        if remaining() < self.health_seconds + RESTITCH_SECONDS + QUEUE_RESERVE_SECONDS:
+            return "no time left"
+        try:
+            servers, why = self._ready_servers()
+        except Exception as error:  # whatever it is: the event is done
+            return f"not asked: {type(error).__name__}"
+        if not servers:
+            return why
+        limits = Limits(CONNECT_SECONDS, RESTITCH_SECONDS)
+        answer = servers[0].transcribe_session(session.path_in(self.store.bucket), limits, route=ROUTE, wait=False)
+        return answer.said if answer.said is Said.ACCEPTED else f"{answer.said}: {answer.message}"
 
     def _job(self, upload: Upload) -> Job:
         etag, size = upload.etag, upload.size

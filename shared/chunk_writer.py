@@ -3,7 +3,7 @@
 It carries "nothing lost" and "never an older transcript over a newer one" between actors that crash, race and
 repeat, with S3's conditional writes as the only lock. The steps, and why none may be left out:
 
-1. Read the output. Done for this input already: stop.
+1. Read the output. Done for this input already: stop. (A stitched pass goes on unless a stitched pass has done it.)
 2. Look at the audio. Gone: a recorded failure. Another ETag: superseded, its own event will come.
 3. Get it only if it is still that version; transcribe; then do 1 and 2 again, since both may have changed.
 4. Write only if the output is still what step 1 saw. Lost, or the answer was: back to 1, S3 says what happened.
@@ -34,6 +34,7 @@ from shared.store import Changed, PreconditionFailed, Store
 from shared.transcript import Transcript
 
 Transcribe = Callable[[Path], Transcript]
+Produce = Callable[[], Transcript | None]
 
 
 class Written(StrEnum):
@@ -46,18 +47,20 @@ class Written(StrEnum):
     DUPLICATE = "duplicate"
 
 
-def write_chunk(
-    store: Store, job: Job, transcribe: Transcribe, *, workspace: Path, retry_failed: bool = False
+def write_transcript(
+    store: Store, job: Job, produce: Produce, *, retry_failed: bool = False, stitched: bool = False
 ) -> Written:
     """Run the protocol for one job.
 
     Args:
-        transcribe: from the audio file to its transcript; the only slow part, called at most once.
-        workspace: a folder for the audio, which is removed again.
+        produce: makes the transcript, from this very version of the audio; called until it gives one, so never again
+            after. None when the audio changed or went away meanwhile: the next round says which.
         retry_failed: transcribe although this input's failure is on record.
+        stitched: `produce` gives the better, stitched transcript: a live one is replaced, a stitched one stands.
+            A live writer leaves whatever it finds for its input.
 
     Raises:
-        PermanentError: the input is at fault (SourceMissing, or whatever `transcribe` raised). Not yet recorded.
+        PermanentError: the input is at fault (SourceMissing, or whatever `produce` raised). Not yet recorded.
         TransientError: S3 would not answer, or kept changing (Contended).
     """
     parse_audio_key(job.key)
@@ -66,12 +69,15 @@ def write_chunk(
     lost: Exception | None = None
     for _ in range(ROUNDS):
         current = read_outcome(store, job)
-        if current.is_for(job):
+        transcribed = current.transcript if current.is_for(job) else None
+        if transcribed and (transcribed.is_stitched or not stitched):
             return Written.WRITTEN if produced else Written.ALREADY_DONE
-        if record and not retry_failed and record_stands(store, job, record):
+        if record and not transcribed and not retry_failed and record_stands(store, job, record):
             return Written.ALREADY_FAILED
         source = store.head(job.key)
         if source is None:
+            if transcribed:  # nothing is left to hear: the live transcript stands
+                return Written.ALREADY_DONE
             raise SourceMissing(f"there is no object {job.key} in {job.bucket}")
         if source.etag != job.etag:
             return Written.SUPERSEDED
@@ -80,7 +86,7 @@ def write_chunk(
             record_failure(store, job, duplicate_chunk(rival))
             return Written.DUPLICATE
         if produced is None:
-            produced = _transcribe(store, job, transcribe, workspace)
+            produced = produce()
             continue
         try:
             store.put(job.output_key, produced.to_json(), content_type=JSON, if_match=current.etag)
@@ -91,13 +97,27 @@ def write_chunk(
     raise Contended(f"could not write the transcript of {job.key}: {lost}") from lost
 
 
-def _transcribe(store: Store, job: Job, transcribe: Transcribe, workspace: Path) -> Transcript | None:
-    """None when the audio changed or went away: the next round says which."""
-    with tempfile.TemporaryDirectory(dir=workspace) as folder:
-        audio = Path(folder, "audio")
-        try:
-            if not store.download(job.key, audio, etag=job.etag):
-                return None
-        except Changed:
-            return None
-        return transcribe(audio)
+def write_chunk(
+    store: Store, job: Job, transcribe: Transcribe, *, workspace: Path, retry_failed: bool = False
+) -> Written:
+    """Run the protocol for one job that is transcribed by itself, from its own file. Raises as `write_transcript`.
+
+    Args:
+        transcribe: from the audio file to its transcript; the only slow part, called at most once.
+        workspace: a folder for the audio, which is removed again.
+    """
+
+    def produce() -> Transcript | None:
+        with tempfile.TemporaryDirectory(dir=workspace) as folder:
+            audio = Path(folder, "audio")
+            return transcribe(audio) if fetch(store, job, audio) else None
+
+    return write_transcript(store, job, produce, retry_failed=retry_failed)
+
+
+def fetch(store: Store, job: Job, target: Path) -> bool:
+    """Get the job's audio; False when it is gone, or another version by now."""
+    try:
+        return store.download(job.key, target, etag=job.etag)
+    except Changed:
+        return False

@@ -32,6 +32,9 @@ from shared.transcript import ErrorRecord, ObjectRef, Transcript, read_error_rec
 FORMAT_VERSION = "1"  # part of every digest: a new way of combining rebuilds what the old one wrote
 PARALLEL_READS = 16
 VIEW = "view"  # metadata key of the digest
+# Metadata key of `Combined.live`. Sessions written before it was lack it and count as 0, so that a new version of this
+# program does not transcribe a whole archive again by itself.
+LIVE = "live"
 WITNESSES = 1024  # open sessions remembered per process
 
 
@@ -44,11 +47,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Combined:
-    """How a session stands. `missing` counts chunks without an outcome; `written` is True if this call changed it."""
+    """How a session stands. `missing` counts chunks without an outcome; `written` is True if this call changed it.
+
+    `live`, of a complete session of several chunks: transcripts that a stitched pass would better, since their chunk
+    was heard alone and its audio is still there.
+    """
 
     status: Status
     missing: int = 0
     written: bool = False
+    live: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,8 @@ class Combiner:
                 return Combined(Status.OPEN, missing=view)
             derived = {extension: self._store.head(session.derived_key(extension)) for extension in DERIVED_FORMATS}
             stale = [extension for extension, info in derived.items() if not _made_from(info, view)]
-            if _made_from(current, view) and not stale:
-                return Combined(Status.COMPLETE, written=written)
+            if current and _made_from(current, view) and not stale:
+                return Combined(Status.COMPLETE, written=written, live=int(current.metadata.get(LIVE, "0")))
             try:
                 chunks = self._read_chunks(session, view)
                 if isinstance(chunks, int):
@@ -133,24 +141,28 @@ class Combiner:
                 transcript = combine_chunks(
                     session, bucket=self._store.bucket, manifest_etag=view.manifest_etag, chunks=chunks
                 )
+                metadata = {VIEW: view.digest, LIVE: str(_live(view, chunks))}
                 for extension in stale:
                     body, content_type = render(transcript, extension)
-                    self._put(session.derived_key(extension), body, content_type, derived[extension], view)
+                    self._put(session.derived_key(extension), body, content_type, derived[extension], metadata)
                 if not _made_from(current, view):
-                    self._put(session.output_key, transcript.to_json(), JSON, current, view)
+                    self._put(session.output_key, transcript.to_json(), JSON, current, metadata)
                     written = True
                     self._announce(session, transcript, chunks)
             except (Changed, PreconditionFailed):
                 continue
         raise Contended(f"session {session.id} kept changing while it was combined")
 
-    def _put(self, key: str, body: bytes, content_type: str, current: ObjectInfo | None, view: _View) -> None:
+    def _put(
+        self, key: str, body: bytes, content_type: str, current: ObjectInfo | None, metadata: dict[str, str]
+    ) -> None:
         if_match = current.etag if current else ABSENT
         try:
-            self._store.put(key, body, content_type=content_type, if_match=if_match, metadata={VIEW: view.digest})
+            self._store.put(key, body, content_type=content_type, if_match=if_match, metadata=metadata)
         except PreconditionFailed:
             # It may have been this very write that won, and only its answer that was lost.
-            if not _made_from(self._store.head(key), view):
+            info = self._store.head(key)
+            if info is None or info.metadata.get(VIEW) != metadata[VIEW]:
                 raise
 
     def _announce(self, session: Session, transcript: Transcript, chunks: list[ChunkOutcome]) -> None:
@@ -286,6 +298,16 @@ def _outputs_by_index(session: Session, outputs: dict[str, str]) -> dict[int, Ch
 
 def _made_from(info: ObjectInfo | None, view: _View) -> bool:
     return info is not None and info.metadata.get(VIEW) == view.digest
+
+
+def _live(view: _View, chunks: list[ChunkOutcome]) -> int:
+    """`Combined.live`. A single chunk has no neighbours to be heard with."""
+    if len(chunks) == 1:
+        return 0
+    return sum(
+        chunk.audio is not None and isinstance(outcome.result, Transcript) and not outcome.result.is_stitched
+        for chunk, outcome in zip(view.chunks, chunks, strict=True)
+    )
 
 
 def _is_current(source: object, chunk: _Chunk) -> bool:

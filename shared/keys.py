@@ -52,6 +52,10 @@ class Session:
         """Where an unusable manifest is recorded."""
         return self.derived_key("error.json")
 
+    def path_in(self, bucket: str) -> str:
+        """The S3 path that names the whole session."""
+        return f"s3://{bucket}/{self.audio_prefix}"
+
     def derived_key(self, extension: str) -> str:
         return f"users/{self.user}/transcripts/{self.id}.{extension}"
 

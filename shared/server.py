@@ -1,17 +1,20 @@
 """The GPU server as its callers see it: is it ready, and what did it say to a job."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import httpx
 
-from shared.jobs import Job
+from shared.jobs import Job, Options
 from shared.outcomes import HEADER_MISSING
 
 HEALTH_BYTES = 16 * 1024
 ANSWER_BYTES = 64 * 1024
+SESSION_CHUNKS = 2000  # the most that one request may name
+SESSION_ANSWER_BYTES = SESSION_CHUNKS * 2048  # a key of 1,024 bytes, a status, and the words for a failure
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,26 @@ class ServerClient:
 
     def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True) -> Answer:
         """Post a job and say what came back. Never raises for anything a server can do."""
-        body = {
-            "s3_input_path": f"s3://{job.bucket}/{job.key}",
-            "etag": job.etag,
-            "route": route,
-            "return_text": False,
-            "wait": wait,
-            **({"version_id": job.version_id} if job.version_id else {}),
-            **job.options.model_dump(exclude_defaults=True),
-        }
+        body = _input(job) | {"return_text": False, "wait": wait, "route": route} | _wishes(job.options)
+        return self._ask("/transcribe-s3", body, limits, ANSWER_BYTES)
+
+    def transcribe_session(self, what: Sequence[Job] | str, limits: Limits, *, route: str, wait: bool = True) -> Answer:
+        """Have chunks of one session heard together, and say what came back. Never raises, as `transcribe`.
+
+        Args:
+            what: jobs of the session's chunks, at most SESSION_CHUNKS of them, all with the same options; or the
+                session's S3 path (`Session.path_in`), for every chunk that is there.
+        """
+        body: dict[str, Any] = {"return_text": False, "wait": wait, "route": route}
+        if isinstance(what, str):
+            body |= {"s3_session_path": what}
+        else:
+            body |= {"chunks": [_input(job) for job in what]} | _wishes(what[0].options)
+        return self._ask("/transcribe-session", body, limits, SESSION_ANSWER_BYTES)
+
+    def _ask(self, path: str, body: dict[str, Any], limits: Limits, max_bytes: int) -> Answer:
         try:
-            response = asyncio.run(self._call("POST", "/transcribe-s3", limits, ANSWER_BYTES, json=body))
+            response = asyncio.run(self._call("POST", path, limits, max_bytes, json=body))
         except (httpx.HTTPError, TimeoutError, ConnectionError) as error:
             return Answer(Said.FAILED, message=f"no answer: {_name(error)}")
         return read_answer(response)
@@ -112,8 +124,17 @@ class ServerClient:
             return httpx.Response(response.status_code, headers=_without_encoding(response.headers), content=body)
 
 
+def _input(job: Job) -> dict[str, Any]:
+    version = {"version_id": job.version_id} if job.version_id else {}
+    return {"s3_input_path": f"s3://{job.bucket}/{job.key}", "etag": job.etag} | version
+
+
+def _wishes(options: Options) -> dict[str, Any]:
+    return options.model_dump(exclude_defaults=True)
+
+
 def read_answer(response: httpx.Response) -> Answer:
-    """Classify a response to `POST /transcribe-s3` (RFC 9457 problem documents for errors)."""
+    """Classify a response to a POST (RFC 9457 problem documents for errors)."""
     status = response.status_code
     if status == httpx.codes.OK:
         return Answer(Said.DONE, status)

@@ -9,10 +9,14 @@ from itertools import accumulate
 from statistics import median
 
 from shared.keys import Session
+from shared.subtitles import PAUSE_SECONDS, SENTENCE_ENDS
 from shared.transcript import ChunkRef, ErrorRecord, Gap, Segment, SessionRef, Transcript, Word
 
 NOMINAL_CHUNK_SECONDS = 5.0  # of a failed chunk nobody could decode, in a session where none was
 ENGINE = "session"
+MAX_JOINED_SECONDS = 30.0  # of a segment joined over seams: what one window of Whisper's could have held
+LANGUAGES_WITHOUT_SPACES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
+_CLOSING = "\"'”’»)]）」』"
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ def combine_chunks(session: Session, *, bucket: str, manifest_etag: str, chunks:
 
     A chunk starts where the decoded audio before it ends: not at the last word, and not at what a container claims.
     A failed chunk is a gap of its own length if that is known, else of its siblings' usual one.
+    A sentence that was heard whole, by a stitched pass, is one segment again, though its chunks have a part each.
     """
     nominal = _nominal_duration(chunks)
     durations = [_round(_duration(chunk, nominal)) for chunk in chunks]
     starts = [_round(start) for start in accumulate(durations, initial=0.0)]
-    refs, segments, gaps = [], [], []
+    refs, gaps = [], []
     for chunk, start, duration in zip(chunks, starts, durations, strict=False):
         transcribed = isinstance(chunk.result, Transcript)
         refs.append(
@@ -52,15 +57,15 @@ def combine_chunks(session: Session, *, bucket: str, manifest_etag: str, chunks:
             )
         )
         if isinstance(chunk.result, Transcript):
-            segments += [_shift(segment, start, duration) for segment in chunk.result.segments]
             gaps += [_gap(start + gap.start, start + gap.end, gap.reason) for gap in chunk.result.gaps]
             if chunk.result.reason and not chunk.result.segments:
                 gaps.append(_gap(start, start + duration, chunk.result.reason))
         else:
             gaps.append(_gap(start, start + duration, f"{chunk.result.type}: {chunk.result.message}"))
+    text, segments = _speech(chunks, starts, durations)
     transcripts = [chunk.result for chunk in chunks if isinstance(chunk.result, Transcript)]
     return Transcript(
-        text=" ".join(part.text for part in transcripts if part.text),
+        text=text,
         language=_main_language(transcripts),
         duration=starts[-1],
         segments=tuple(segment.model_copy(update={"id": id}) for id, segment in enumerate(segments)),
@@ -94,6 +99,27 @@ def _duration(chunk: ChunkOutcome, nominal: float) -> float:
     return nominal if chunk.result.duration is None else chunk.result.duration
 
 
+def _speech(chunks: list[ChunkOutcome], starts: list[float], durations: list[float]) -> tuple[str, list[Segment]]:
+    """What was said, on one time line."""
+    text = ""
+    segments: list[Segment] = []
+    before: Transcript | None = None  # the last one with segments, unless a failed chunk came since
+    for chunk, start, duration in zip(chunks, starts, durations, strict=False):
+        part = chunk.result
+        if not isinstance(part, Transcript):
+            before = None
+            continue
+        placed = [_shift(segment, start, duration) for segment in part.segments]
+        space = " " if text and part.text else ""
+        if placed and before and _is_seamless(before, part) and _goes_on(segments[-1], placed[0]):
+            space = "" if part.language in LANGUAGES_WITHOUT_SPACES else " "
+            placed[0] = _joined(segments.pop(), placed[0], space)
+        text += space + part.text
+        segments += placed
+        before = part if placed else before
+    return text, segments
+
+
 def _shift(segment: Segment, start: float, duration: float) -> Segment:
     """Move a segment to its place; nothing of a chunk may reach beyond the chunk's own span."""
 
@@ -104,6 +130,35 @@ def _shift(segment: Segment, start: float, duration: float) -> Segment:
         Word.model_copy(word, update={"start": place(word.start), "end": place(word.end)}) for word in segment.words
     )
     return segment.model_copy(update={"start": place(segment.start), "end": place(segment.end), "words": words})
+
+
+def _is_seamless(first: Transcript, second: Transcript) -> bool:
+    return first.is_stitched and second.is_stitched and first.language == second.language
+
+
+def _goes_on(first: Segment, second: Segment) -> bool:
+    """Whether `second` continues the sentence of `first`, on the other side of a seam."""
+    return (
+        not first.text.rstrip(_CLOSING).endswith(SENTENCE_ENDS)
+        and second.start - first.end <= PAUSE_SECONDS
+        and second.end - first.start <= MAX_JOINED_SECONDS
+        and first.speaker == second.speaker
+    )
+
+
+def _joined(first: Segment, second: Segment, space: str) -> Segment:
+    """One segment of two; it is as sure as the less sure one."""
+    logprobs = [part.avg_logprob for part in (first, second) if part.avg_logprob is not None]
+    no_speech = [part.no_speech_prob for part in (first, second) if part.no_speech_prob is not None]
+    return first.model_copy(
+        update={
+            "end": second.end,
+            "text": first.text + space + second.text,
+            "avg_logprob": min(logprobs, default=None),
+            "no_speech_prob": max(no_speech, default=None),
+            "words": first.words + second.words,
+        }
+    )
 
 
 def _gap(start: float, end: float, reason: str) -> Gap:

@@ -1,6 +1,6 @@
 """Settings: read once at the edge of a program, wrong or missing ones named in words a person can act on."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,7 +23,15 @@ class AwsSettings(BaseSettings):
     expected_bucket_owner: str | None = Field(
         default=None, pattern=r"^\d{12}$", description="account id that must own the bucket; S3 checks it"
     )
+    session_finish: Literal["restitch", "combine"] = Field(
+        default="restitch",
+        description="restitch: a session of chunks that were heard alone is heard once more, whole; combine: it is not",
+    )
     api_key: SecretStr | None = Field(default=None, description="the server's key")
+
+    @property
+    def restitch(self) -> bool:
+        return self.session_finish == "restitch"
 
     @property
     def server_key(self) -> str | None:

@@ -17,9 +17,9 @@ LINE_CHARS = 42
 LINES = 2
 MIN_SECONDS = 1.0
 MAX_SECONDS = 7.0
-PAUSE_SECONDS = 1.0  # a silence this long ends a cue
+PAUSE_SECONDS = 1.0  # a silence longer than this ends a cue
 SENTENCE_CHARS = 25  # a sentence's end ends a cue that holds at least this much
-_SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
+SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _ends_before(group: list[_Piece], piece: _Piece) -> bool:
         len(_wrap([*group, piece])) > LINES
         or piece.end - group[0].start > MAX_SECONDS
         or piece.start - group[-1].end > PAUSE_SECONDS
-        or (text.endswith(_SENTENCE_ENDS) and len(text) >= SENTENCE_CHARS)
+        or (text.endswith(SENTENCE_ENDS) and len(text) >= SENTENCE_CHARS)
     )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
+from shared.jobs import Options
+
 Seconds = Annotated[float, PlainSerializer(lambda value: round(value, 3), return_type=float)]
 
 
@@ -72,6 +74,9 @@ class Gap(_Document):
 
 
 class Transcript(_Document):
+    # "pass" is a keyword of Python's: the field is `pass_` here and "pass" in every JSON.
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
     version: Literal[1] = 1
     text: str
     language: str | None = Field(default=None, description="ISO 639-1 code; absent when nothing was said")
@@ -82,9 +87,20 @@ class Transcript(_Document):
     engine: str
     alignment: Literal["attention", "wav2vec2", "none"] = "none"
     route: Literal["direct", "queue"] | None = None
+    pass_: Literal["live", "stitched"] | None = Field(
+        default=None,
+        validation_alias="pass",
+        serialization_alias="pass",
+        description="of a chunk: heard alone (live; so is one without this field), or with its neighbours (stitched)",
+    )
+    options: Options | None = Field(default=None, description="what was asked for, if it was anything special")
     created_at: datetime
     gaps: tuple[Gap, ...] = ()
     reason: str | None = Field(default=None, description="why there is no text, when the audio says so")
+
+    @property
+    def is_stitched(self) -> bool:
+        return self.pass_ == "stitched"  # noqa: S105 (no password)
 
     def to_json(self) -> bytes:
         return self.model_dump_json(exclude_none=True).encode()

@@ -3,14 +3,17 @@
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+from shared.chunk_writer import write_transcript
 from shared.jobs import Job, JobMessage, Reason
+from shared.keys import ChunkKey, parse_key
 from shared.outcomes import standing
-from shared.queues import Backlog, Message, QueueUnavailable
+from shared.queues import MAX_RECEIVE, Backlog, Message, QueueUnavailable
 from shared.server import Answer, Health, Limits, Said
 from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, StoredObject
 from shared.transcript import ObjectRef, Segment, Transcript, Word
@@ -124,6 +127,7 @@ class MemoryQueue:
 
     def receive(self, *, most: int, wait: int, visibility: int) -> list[Message]:
         self._check()
+        most = min(most, MAX_RECEIVE)
         taken, self.visible = self.visible[:most], self.visible[most:]
         taken = [Message(m.id, m.receipt, m.body, m.receive_count + 1) for m in taken]
         self.held |= {message.receipt: message for message in taken}
@@ -154,7 +158,8 @@ class MemoryQueue:
 class ScriptedServer:
     """A server at the client's door that gives `answers` in turn (the last one for ever).
 
-    A DONE it gives is true: it writes the transcript first, unless `lies`.
+    A DONE it gives is true: it writes the transcript first, unless `lies`. A stitched pass leaves out the keys in
+    `deaf_to`.
     """
 
     store: MemoryStore
@@ -163,6 +168,9 @@ class ScriptedServer:
     lies: bool = False
     url: str = "http://server"
     calls: list[tuple[Job, bool]] = field(default_factory=list)
+    session_answers: list[Answer] = field(default_factory=lambda: [Answer(Said.DONE, 200)])
+    session_calls: list[tuple[Sequence[Job] | str, bool]] = field(default_factory=list)
+    deaf_to: set[str] = field(default_factory=set)
 
     def health(self, limits: Limits) -> Health:
         return self.ready
@@ -174,8 +182,23 @@ class ScriptedServer:
             self.store.upload(job.output_key, transcript_for(job).to_json())
         return answer
 
+    def transcribe_session(self, what: Sequence[Job] | str, limits: Limits, *, route: str, wait: bool = True) -> Answer:
+        self.session_calls.append((what, wait))
+        answer = self.session_answers[min(len(self.session_calls), len(self.session_answers)) - 1]
+        if answer.said is Said.DONE and not self.lies:
+            for job in self._chunks_under(what) if isinstance(what, str) else what:
+                if job.key not in self.deaf_to:
+                    write_transcript(self.store, job, partial(transcript_for, job, stitched=True), stitched=True)
+        return answer
 
-def transcript_for(job: Job, text: str = "hello", duration: float = 5.0) -> Transcript:
+    def _chunks_under(self, path: str) -> list[Job]:
+        prefix = path.removeprefix(f"s3://{self.store.bucket}/")
+        infos = [info for key, (_, info) in self.store.objects.items() if key.startswith(prefix)]
+        jobs = [Job(bucket=self.store.bucket, key=info.key, etag=info.etag) for info in infos]
+        return [job for job in jobs if isinstance(parse_key(job.key), ChunkKey)]
+
+
+def transcript_for(job: Job, text: str = "hello", duration: float = 5.0, *, stitched: bool = False) -> Transcript:
     """A plausible transcript of `job`."""
     words = tuple(
         Word(word=word, start=float(number), end=number + 0.5, score=0.9) for number, word in enumerate(text.split())
@@ -191,5 +214,6 @@ def transcript_for(job: Job, text: str = "hello", duration: float = 5.0) -> Tran
         engine="faster-whisper",
         alignment="attention",
         route="direct",
+        pass_="stitched" if stitched else None,
         created_at=EPOCH,
     )

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gpu_server.requests import SessionReceipt, TranscribeSession, split_s3_path
 from shared.combine import SessionTranscribed
 from shared.events import Upload, parse_upload
 from shared.jobs import parse_job_message
@@ -52,3 +53,10 @@ def test_the_job_message() -> None:
     names = parse_key(message.key)
     assert isinstance(names, ChunkKey)
     assert (message.output_key, message.chunk_index) == (names.output_key, 1)
+
+
+def test_the_sessions_request_and_receipt() -> None:
+    request = TranscribeSession.model_validate(example("session-request"))
+    assert [split_s3_path(chunk.s3_input_path)[0] for chunk in request.chunks] == ["my-audio", "my-audio"]
+    receipt = SessionReceipt.model_validate_json(json.dumps(example("session-receipt")))
+    assert json.loads(receipt.model_dump_json(exclude_none=True)) == example("session-receipt")

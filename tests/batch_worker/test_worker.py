@@ -4,6 +4,8 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from batch_worker.lease import Leases
 from batch_worker.letters import Letters
 from batch_worker.work import Result, Unauthorized, Worker
 from shared.combine import Combiner, SessionTranscribed
+from shared.errors import InputRefused, StoreUnavailable
 from shared.jobs import Job, Reason
-from shared.outcomes import Standing, read_failure, standing
+from shared.outcomes import Standing, read_failure, read_outcome, record_failure, standing
 from shared.queues import Backlog, Message, QueueUnavailable
 from shared.server import Answer, Health, Said
 from tests.fakes import MemoryQueue, MemoryStore, ScriptedServer, transcript_for
@@ -34,6 +37,8 @@ class Night:
     failures: MemoryQueue = field(default_factory=lambda: MemoryQueue("memory/failures"))
     server_wait: float = 0
     job_seconds: float = 10.0
+    group_messages: int = 100
+    restitch: bool = True
 
     def __post_init__(self) -> None:
         self.server = ScriptedServer(self.store)
@@ -43,7 +48,7 @@ class Night:
     def run(self) -> Summary:
         with Leases(visibility=120, interval=30) as leases:
             drain = self.drain(leases)
-            return Batch(drain, self.letters(drain), self.store, self._combiner).run()
+            return Batch(drain, self.letters(drain), self.store, self._combiner, self.restitch).run()
 
     def drain(self, leases: Leases) -> Drain:
         return Drain(
@@ -57,6 +62,7 @@ class Night:
             poll_seconds=1,
             server_wait=self.server_wait,
             drain_timeout=1,
+            group_messages=self.group_messages,
         )
 
     def letters(self, drain: Drain) -> list[Letters]:
@@ -332,7 +338,7 @@ def test_a_message_that_came_back_is_worked_on_alone(night: Night) -> None:
         with lock:
             inside += 1
             most = max(most, inside)
-        if "chunk-1" not in job.key:
+        if job.key != "1.mp3":
             both.wait(timeout=10)
         else:
             assert inside == 1
@@ -342,7 +348,8 @@ def test_a_message_that_came_back_is_worked_on_alone(night: Night) -> None:
 
     night.server.transcribe = count  # type: ignore[assignment,method-assign]
     for number in (1, 2, 3):
-        night.queue.send(night.upload(f"chunk-{number}.webm"), Reason.UNHEALTHY)
+        etag = night.store.upload(f"{number}.mp3")
+        night.queue.send(Job(bucket=night.store.bucket, key=f"{number}.mp3", etag=etag), Reason.UNHEALTHY)
     suspect = night.queue.visible[0]
     night.queue.visible[0] = Message(suspect.id, suspect.receipt, suspect.body, 1)
     night.queue.visible = night.queue.visible[1:] + night.queue.visible[:1]
@@ -380,3 +387,286 @@ def test_leases_are_renewed_until_the_work_ends() -> None:
 def test_delayed_safety_nets_do_not_keep_a_run_awake(night: Night) -> None:
     night.queue.backlog = lambda: Backlog(0, 0, 5)  # type: ignore[method-assign]
     assert night.run().all_done
+
+
+def send_session(night: Night, count: int, *, manifest: bool = True) -> list[Job]:
+    jobs = [night.upload(f"chunk-{number}.webm") for number in range(1, count + 1)]
+    for job in jobs:
+        night.queue.send(job, Reason.UNHEALTHY)
+    if manifest:
+        night.upload("metadata.json", json.dumps({"chunkCount": count}).encode())
+    return jobs
+
+
+def is_stitched(night: Night, job: Job) -> bool:
+    transcript = read_outcome(night.store, job).transcript
+    return transcript is not None and transcript.is_stitched
+
+
+def test_the_chunks_of_a_session_that_wait_together_are_heard_together(night: Night) -> None:
+    jobs = send_session(night, 25)
+    summary = night.run()
+    assert (summary.transcribed, summary.skipped, summary.all_done) == (25, 0, True)
+    assert [len(what) for what, _ in night.server.session_calls] == [25]
+    assert night.server.calls == []
+    assert all(is_stitched(night, job) for job in jobs)
+    assert len(night.queue.deleted) == 25
+    assert (len(night.events), summary.restitched) == (1, 0)
+
+
+def test_every_message_of_a_group_is_leased_before_the_next_is_asked_for(night: Night) -> None:
+    send_session(night, 25)
+    held: list[int] = []
+    with Leases(visibility=120, interval=30) as leases:
+        drain = night.drain(leases)
+        receive = night.queue.receive
+
+        def look(**arguments: int) -> list[Message]:
+            held.append(leases.count())
+            return receive(**arguments)
+
+        night.queue.receive = look  # type: ignore[assignment,method-assign]
+        drain.run(until_empty=True)
+        assert leases.count() == 0
+    assert held[:4] == [0, 2, 12, 22]
+
+
+def test_no_more_messages_are_held_than_is_set(night: Night) -> None:
+    night.group_messages = 7
+    send_session(night, 20)
+    assert night.run().transcribed == 20
+    assert [len(what) for what, _ in night.server.session_calls] == [7, 7, 6]
+
+
+def test_files_are_received_as_there_is_room_for_them(night: Night) -> None:
+    """Long ones would wait here for hours while another worker has nothing to do."""
+    asked: list[int] = []
+    receive = night.queue.receive
+
+    def look(**arguments: int) -> list[Message]:
+        asked.append(arguments["most"])
+        return receive(**arguments)
+
+    night.queue.receive = look  # type: ignore[assignment,method-assign]
+    for number in range(6):
+        etag = night.store.upload(f"{number}.mp3")
+        night.queue.send(Job(bucket=night.store.bucket, key=f"{number}.mp3", etag=etag), Reason.UNHEALTHY)
+    assert night.run().transcribed == 6
+    assert max(asked) == 2
+
+
+def test_a_chunk_that_the_pass_leaves_open_goes_the_ordinary_way(night: Night) -> None:
+    jobs = send_session(night, 4)
+    night.server.deaf_to = {jobs[2].key}
+    night.server.answers = [Answer(Said.REFUSED, 422, "media-no-audio", "silent film")]
+    summary = night.run()
+    assert (summary.transcribed, summary.failed, summary.all_done) == (3, 1, True)
+    assert [job.key for job, _ in night.server.calls] == [jobs[2].key]
+    failure = read_failure(night.store, jobs[2])
+    assert failure is not None
+    assert (failure.type, failure.attempts) == ("media-no-audio", 1)
+    assert [event.failed for event in night.events] == [1]
+
+
+@pytest.mark.parametrize("answer", [Answer(Said.FAILED, 404, "http"), Answer(Said.FAILED), Answer(Said.REFUSED, 413)])
+def test_when_there_is_no_stitched_pass_every_chunk_goes_the_ordinary_way(night: Night, answer: Answer) -> None:
+    night.restitch = False
+    night.server.session_answers = [answer]
+    send_session(night, 5)
+    summary = night.run()
+    assert (summary.transcribed, summary.failed, summary.all_done) == (5, 0, True)
+    assert len(night.server.calls) == 5
+
+
+def test_a_stitched_pass_that_lies_is_not_believed(night: Night) -> None:
+    send_session(night, 3)
+    night.server.lies = True
+    deleted: list[int] = []
+    extend = night.queue.extend
+
+    def stop_when_all_are_kept(message: Message, seconds: int) -> None:
+        extend(message, seconds)
+        deleted.append(len(night.queue.deleted))
+        if len(deleted) == 3:
+            night.stopping.set()
+
+    night.queue.extend = stop_when_all_are_kept  # type: ignore[method-assign]
+    assert not night.run().all_done
+    assert deleted[:3] == [0, 0, 0]
+
+
+def test_a_group_is_forgotten_only_after_its_session_is_complete(night: Night) -> None:
+    send_session(night, 3)
+    forget, at_delete = night.queue.delete, []
+
+    def look_first(message: Message) -> None:
+        at_delete.append("users/u/transcripts/s.json" in night.store.objects)
+        forget(message)
+
+    night.queue.delete = look_first  # type: ignore[method-assign]
+    with Leases(visibility=120, interval=30) as leases:
+        night.drain(leases).run(until_empty=True)
+    assert at_delete == [True, True, True]
+
+
+def test_when_the_session_cannot_be_completed_its_group_is_kept(night: Night) -> None:
+    jobs = send_session(night, 2)
+
+    def fail(name: str, key: str, when: str) -> None:
+        if key.endswith("metadata.json"):
+            raise StoreUnavailable("down")
+
+    night.store.hook = fail
+    kept: list[str] = []
+    extend = night.queue.extend
+
+    def note(message: Message, seconds: int) -> None:
+        kept.append(message.id)
+        if len(kept) == 2:
+            night.store.hook = lambda *_: None
+        extend(message, seconds)
+
+    night.queue.extend = note  # type: ignore[method-assign]
+    assert night.run().all_done
+    assert sorted(kept) == ["m1", "m2"]
+    assert all(is_stitched(night, job) for job in jobs)
+
+
+def test_duplicates_in_a_group_do_no_harm_and_are_counted_as_such(night: Night) -> None:
+    jobs = send_session(night, 3)
+    night.queue.send(jobs[0], Reason.SAFETY_NET)
+    night.queue.send(jobs[0], Reason.SAFETY_NET)
+    summary = night.run()
+    assert (summary.transcribed, summary.skipped, summary.all_done) == (3, 2, True)
+    assert [len(what) for what, _ in night.server.session_calls] == [3]
+
+
+def test_what_is_done_is_not_asked_for_again_in_a_group(night: Night) -> None:
+    jobs = send_session(night, 3)
+    for job in jobs[:2]:
+        night.store.upload(job.output_key, transcript_for(job, stitched=True).to_json())
+    night.restitch = False
+    summary = night.run()
+    assert (summary.transcribed, summary.skipped) == (1, 2)
+    assert night.server.session_calls == []
+    assert len(night.server.calls) == 1
+
+
+def test_a_message_that_came_back_is_never_in_a_group(night: Night) -> None:
+    jobs = send_session(night, 3)
+    suspect = night.queue.visible[1]
+    night.queue.visible[1] = Message(suspect.id, suspect.receipt, suspect.body, 1)
+    assert night.run().transcribed == 3
+    [(what, _), *_] = night.server.session_calls
+    assert [job.key for job in what if isinstance(job, Job)] == [jobs[0].key, jobs[2].key]
+    assert [job.key for job, _ in night.server.calls] == [jobs[1].key]
+
+
+def test_a_queue_that_goes_away_while_more_is_received_keeps_nobody_waiting(night: Night) -> None:
+    """What came before is worked on, and not held without anybody working on it."""
+    send_session(night, 6)
+    receive, calls = night.queue.receive, count(1)
+
+    def fail_second(**arguments: int) -> list[Message]:
+        if next(calls) == 2:
+            raise QueueUnavailable("SQS is away")
+        return receive(**arguments)
+
+    night.queue.receive = fail_second  # type: ignore[assignment,method-assign]
+    assert night.run().transcribed == 6
+
+
+def test_a_worker_that_is_stopped_gives_back_what_it_had_not_begun(night: Night) -> None:
+    send_session(night, 4)
+    night.server.lies = True
+    ask = night.server.transcribe_session
+
+    def stop_meanwhile(*arguments: Any, **more: Any) -> Answer:
+        night.stopping.set()
+        return ask(*arguments, **more)
+
+    night.server.transcribe_session = stop_meanwhile  # type: ignore[method-assign]
+    assert night.run().stopped
+    assert night.server.calls == []
+    assert (len(night.queue.visible), night.queue.deleted) == (4, [])
+
+
+def test_a_failure_that_the_server_records_in_a_pass_is_counted_as_one(night: Night) -> None:
+    jobs = send_session(night, 3)
+    night.server.deaf_to = {jobs[0].key}
+    ask = night.server.transcribe_session
+
+    def record_first(*arguments: Any, **more: Any) -> Answer:
+        record_failure(night.store, jobs[0], InputRefused("no audio"))
+        return ask(*arguments, **more)
+
+    night.server.transcribe_session = record_first  # type: ignore[method-assign]
+    night.restitch = False
+    summary = night.run()
+    assert (summary.transcribed, summary.failed, summary.skipped) == (2, 1, 0)
+    assert night.server.calls == []
+
+
+def test_a_worker_that_is_stopped_starts_no_further_stitched_pass(night: Night) -> None:
+    with Leases(visibility=120, interval=30) as leases:
+        drain = night.drain(leases)
+        released = threading.Event()
+        started: list[int] = []
+
+        def call(number: int) -> None:
+            started.append(number)
+            night.stopping.set()
+            released.wait(timeout=20)
+
+        assert drain.run_all([partial(call, number) for number in range(10)]) == []
+        released.set()
+        drain._pool.shutdown(wait=True)
+    assert len(started) <= drain.concurrency
+
+
+def live_session(night: Night, count: int) -> list[Job]:
+    jobs = [night.upload(f"chunk-{number}.webm") for number in range(1, count + 1)]
+    for job in jobs:
+        night.store.upload(job.output_key, transcript_for(job).to_json())
+    night.upload("metadata.json", json.dumps({"chunkCount": count}).encode())
+    return jobs
+
+
+def test_a_session_whose_chunks_were_heard_alone_is_heard_once_more(night: Night) -> None:
+    jobs = live_session(night, 3)
+    summary = night.run()
+    assert (summary.restitched, summary.all_done) == (1, True)
+    assert ", 1 sessions restitched" in summary.text()
+    assert night.server.session_calls == [("s3://audio-bucket/users/u/audio/sessions/s/", True)]
+    assert all(is_stitched(night, job) for job in jobs)
+    assert len(night.events) == 2
+    assert night.run().restitched == 0
+
+
+def test_sessions_are_left_alone_when_that_is_the_policy(night: Night) -> None:
+    night.restitch = False
+    live_session(night, 3)
+    summary = night.run()
+    assert (summary.restitched, summary.all_done) == (0, True)
+    assert "restitched" not in summary.text()
+    assert night.server.session_calls == []
+
+
+@pytest.mark.parametrize("answer", [Answer(Said.FAILED, 500), Answer(Said.UNAUTHORIZED, 401), Answer(Said.DONE, 200)])
+def test_a_session_that_cannot_be_stitched_is_tried_once_and_nothing_is_left_over(night: Night, answer: Answer) -> None:
+    jobs = live_session(night, 3)
+    night.server.session_answers = [answer]
+    night.server.deaf_to = {jobs[1].key}
+    summary = night.run()
+    assert (summary.restitched, summary.left, summary.all_done) == (0, 0, True)
+    assert len(night.server.session_calls) == 1
+
+
+def test_what_the_worker_completes_itself_is_stitched_in_the_same_run(night: Night) -> None:
+    """One chunk went straight to the server, the rest waited here."""
+    jobs = send_session(night, 3)
+    night.queue.visible.pop(0)
+    night.store.upload(jobs[0].output_key, transcript_for(jobs[0]).to_json())
+    summary = night.run()
+    assert (summary.transcribed, summary.restitched, summary.all_done) == (2, 1, True)
+    assert is_stitched(night, jobs[0])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import time
 from typing import Any
 
 import pytest
@@ -247,3 +248,81 @@ def test_a_message_in_the_queue_names_all_a_worker_needs(world: World) -> None:
     assert message["output_key"] == "users/u/transcripts/s-chunk-1.json"
     assert (message["user_id"], message["session_id"], message["chunk_index"]) == ("u", "s", 1)
     assert message["job_id"] == world.job().job_id
+
+
+MANIFEST = KEY.replace("chunk-1.webm", "metadata.json")
+
+
+def live_session(world: World) -> None:
+    """Every chunk was heard alone; the manifest is still to come."""
+    for number in (1, 2):
+        world.upload(KEY.replace("chunk-1", f"chunk-{number}"), f"audio {number}".encode())
+
+
+def finish(world: World) -> Decided:
+    return world.upload(MANIFEST, b'{"chunkCount": 2}')
+
+
+def test_a_session_that_its_manifest_completes_is_heard_once_more(world: World) -> None:
+    live_session(world)
+    world.server.session_answers = [Answer(Said.ACCEPTED, 202)]
+    decided = finish(world)
+    assert (decided.decision, decided.reason, decided.restitch) == (Decision.CHECKED, "complete", "accepted")
+    assert world.server.session_calls == [("s3://audio-bucket/users/u/audio/sessions/s/", False)]
+    assert (len(world.events), world.queue.sent) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(restitch=False),
+        Policy(batch_only=True),
+        Policy(live_window=(time(3), time(3))),
+    ],
+)
+def test_a_session_is_left_to_the_batch_when_that_is_the_policy(store: MemoryStore, policy: Policy) -> None:
+    world = World(store)
+    live_session(world)
+    world.router.policy = policy
+    assert finish(world).restitch == ""
+    assert world.server.session_calls == []
+
+
+def test_a_session_that_is_open_or_stitched_is_not_heard_again(world: World) -> None:
+    live_session(world)
+    assert world.upload(MANIFEST, b'{"chunkCount": 3}').reason == "open"
+    assert world.server.session_calls == []
+    finish(world)
+    assert len(world.server.session_calls) == 1
+    assert finish(world).restitch == ""
+    assert len(world.server.session_calls) == 1
+
+
+def refuse_to_connect(url: str) -> Any:
+    raise OSError("the key cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("change", "restitch"),
+    [
+        (lambda world: setattr(world, "urls", ()), "no server known"),
+        (
+            lambda world: setattr(world.server, "ready", Health(ready=False, alive=True, reason="saturated")),
+            "saturated",
+        ),
+        (lambda world: setattr(world.server, "session_answers", [Answer(Said.FAILED, message="reset")]), "reset"),
+        (lambda world: setattr(world.server, "session_answers", [Answer(Said.UNAUTHORIZED, 401)]), "unauthorized"),
+        (lambda world: setattr(world, "remaining", lambda: 16.0), "no time left"),
+        (lambda world: setattr(world.router, "connect", refuse_to_connect), "OSError"),
+    ],
+)
+def test_a_stitched_pass_that_cannot_be_had_is_no_error_and_no_message(
+    world: World, change: Callable[[World], None], restitch: str
+) -> None:
+    live_session(world)
+    change(world)
+    decided = finish(world)
+    assert (decided.decision, decided.reason) == (Decision.CHECKED, "complete")
+    assert restitch in decided.restitch
+    assert world.queue.sent == []
+    assert len(world.events) == 1

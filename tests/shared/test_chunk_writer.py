@@ -1,17 +1,21 @@
 """The chunk write protocol, step by step, and under faults at every call."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
+from queue import Queue
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.chunk_writer import Written, write_chunk
+from shared.chunk_writer import Written, fetch, write_chunk, write_transcript
 from shared.errors import Contended, InputRefused, SourceMissing, StoreUnavailable, TransientError
 from shared.jobs import Job
 from shared.outcomes import HEADER_MISSING, Standing, read_failure, read_outcome, record_failure, standing
-from shared.transcript import Transcript
+from shared.transcript import ObjectRef, Transcript, read_transcript
 from tests.fakes import MemoryStore, transcript_for
 
 KEY = "users/u/audio/sessions/s/chunk-1.webm"
@@ -218,6 +222,105 @@ def test_a_failure_of_old_audio_says_nothing_about_new_audio(store: MemoryStore)
     assert standing(store, job_of(store)) is Standing.OPEN
 
 
+def stitch(store: MemoryStore, job: Job, text: str = "better", *, retry_failed: bool = False) -> Written:
+    """What a stitched pass does with a transcript that it has made."""
+    better = transcript_for(job, text, stitched=True)
+    return write_transcript(store, job, lambda: better, stitched=True, retry_failed=retry_failed)
+
+
+def test_a_stitched_transcript_replaces_a_live_one_and_never_the_other_way_round(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    live = Recognizer(job)
+    assert write_chunk(store, job, live, workspace=tmp_path) is Written.WRITTEN
+    assert stitch(store, job) is Written.WRITTEN
+    assert stitch(store, job, "again") is Written.ALREADY_DONE
+    assert write_chunk(store, job, live, workspace=tmp_path) is Written.ALREADY_DONE
+    outcome = read_outcome(store, job)
+    assert outcome.transcript is not None
+    assert (outcome.transcript.text, live.calls) == ("better", 1)
+
+
+def test_a_live_writer_that_is_overtaken_by_a_stitched_one_leaves_it(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+
+    def overtake(name: str, key: str, when: str) -> None:
+        if (name, when) == ("put", "before"):
+            store.hook = lambda *_: None
+            stitch(store, job)
+
+    store.hook = overtake
+    write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+    outcome = read_outcome(store, job)
+    assert outcome.transcript is not None
+    assert outcome.transcript.is_stitched
+
+
+def test_a_stitched_pass_of_older_audio_leaves_the_live_transcript_of_newer_audio(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    store.upload(KEY, b"first")
+    old = job_of(store)
+    store.upload(KEY, b"second")
+    new = job_of(store)
+    write_chunk(store, new, Recognizer(new), workspace=tmp_path)
+    assert stitch(store, old) is Written.SUPERSEDED
+    assert read_outcome(store, new).is_for(new)
+
+
+def test_a_stitched_pass_minds_recorded_failures_as_everyone_does(store: MemoryStore) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    record_failure(store, job, InputRefused("no audio"))
+    assert stitch(store, job) is Written.ALREADY_FAILED
+    assert stitch(store, job, retry_failed=True) is Written.WRITTEN
+    assert stitch(store, job) is Written.ALREADY_DONE
+
+
+def test_a_failure_that_a_transcript_outweighs_does_not_keep_the_stitched_one_out(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    record_failure(store, job, InputRefused("no audio"))
+    write_chunk(store, job, Recognizer(job), workspace=tmp_path, retry_failed=True)
+    assert stitch(store, job) is Written.WRITTEN
+
+
+def test_a_live_transcript_stands_when_its_audio_is_gone(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+    store.delete(KEY)
+    assert stitch(store, job) is Written.ALREADY_DONE
+    store.delete(job.output_key)
+    with pytest.raises(SourceMissing):
+        stitch(store, job)
+
+
+def test_a_transcript_that_could_not_be_made_is_asked_for_again_while_its_audio_is_there(store: MemoryStore) -> None:
+    """None says that the audio changed or went away; when it did not, the next try may do."""
+    store.upload(KEY)
+    job = job_of(store)
+    made = iter([None, None, transcript_for(job)])
+    assert write_transcript(store, job, lambda: next(made)) is Written.WRITTEN
+
+
+def test_only_the_very_version_of_the_audio_is_fetched(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY, b"first")
+    job = job_of(store)
+    assert fetch(store, job, tmp_path / "audio")
+    assert (tmp_path / "audio").read_bytes() == b"first"
+    store.upload(KEY, b"second")
+    assert not fetch(store, job, tmp_path / "other")
+    store.delete(KEY)
+    assert not fetch(store, job, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(faults=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after"]), st.booleans()), max_size=6))
 def test_faults_at_any_call_lose_nothing_and_mislabel_nothing(
@@ -254,3 +357,97 @@ def test_faults_at_any_call_lose_nothing_and_mislabel_nothing(
     assert outcome.is_for(job)
     assert outcome.transcript is not None
     assert outcome.transcript.text == f"v{versions}"
+
+
+class Turns:
+    """Runs several writers at once, one S3 call at a time, in the order that `order` says, over and over."""
+
+    def __init__(self, store: MemoryStore, order: list[int], at_call: Callable[[str], None]) -> None:
+        self._order = cycle(order)
+        self._at_call = at_call
+        self._news: Queue[str] = Queue()  # of the one whose turn it is: "waits" or "ended"
+        self._mine = threading.local()
+        store.hook = self._hook
+
+    def run(self, writers: list[Callable[[], object]]) -> None:
+        with ThreadPoolExecutor(len(writers)) as pool:
+            gates = [threading.Semaphore(0) for _ in writers]
+            futures = [pool.submit(self._write, *pair) for pair in zip(writers, gates, strict=True)]
+            running = list(gates)
+            while running:
+                gate = running[next(self._order) % len(running)]
+                gate.release()
+                if self._news.get() == "ended":
+                    running.remove(gate)
+        for future in futures:
+            future.result()
+
+    def _write(self, writer: Callable[[], object], gate: threading.Semaphore) -> None:
+        self._mine.gate = gate
+        gate.acquire()
+        try:
+            writer()
+        finally:
+            self._news.put("ended")
+
+    def _hook(self, name: str, key: str, when: str) -> None:
+        if when == "before":
+            self._news.put("waits")
+            self._mine.gate.acquire()
+        self._at_call(when)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_stitched_and_live_writers_that_race_end_stitched_if_any_stitched_write_was_made(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    """Any interleaving of their S3 calls, an error before or after some, a re-recording at others."""
+    store = MemoryStore()
+    store.upload(KEY, b"v0")
+    kinds = data.draw(st.lists(st.sampled_from(["live", "stitched"]), min_size=2, max_size=4), label="writers")
+    faults = data.draw(
+        st.dictionaries(st.integers(1, 60), st.sampled_from(["before", "after", "re-record"]), max_size=5)
+    )
+    order = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=60), label="order")
+    calls = 0
+    seen: dict[str, bool] = {}  # by ETag of the audio, whether its transcript was stitched
+    stitched: set[str] = set()  # ETags that a stitched pass calls done
+
+    def look() -> None:
+        if job_of(store).output_key not in store.objects:
+            return
+        transcript = read_transcript(store.objects[job_of(store).output_key][0])
+        assert transcript is not None
+        assert isinstance(transcript.source, ObjectRef)
+        assert transcript.is_stitched or not seen.get(transcript.source.etag), "live over stitched"
+        seen[transcript.source.etag] = transcript.is_stitched
+
+    def at_call(when: str) -> None:
+        nonlocal calls
+        look()
+        calls += when == "before"
+        fault = faults.get(calls)
+        if fault == "re-record" and when == "before":
+            store.upload(KEY, f"v{calls}".encode())
+        elif fault == when:
+            raise StoreUnavailable("injected")
+
+    def writer(kind: str) -> Callable[[], object]:
+        job = job_of(store)
+
+        def write() -> None:
+            try:
+                if kind == "live":
+                    write_chunk(store, job, Recognizer(job), workspace=tmp_path)
+                elif stitch(store, job) in (Written.WRITTEN, Written.ALREADY_DONE):
+                    stitched.add(job.etag)
+            except TransientError:
+                return
+
+        return write
+
+    Turns(store, order, at_call).run([writer(kind) for kind in kinds])
+    store.hook = lambda *_: None
+    look()
+    assert all(seen[etag] for etag in stitched)

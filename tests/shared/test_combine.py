@@ -1,14 +1,15 @@
 """The session write protocol: once, right, whoever races, whatever fails, in whatever order things come."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.chunk_writer import write_chunk
-from shared.combine import Combined, Combiner, SessionTranscribed, Status
+from shared.chunk_writer import write_chunk, write_transcript
+from shared.combine import VIEW, Combined, Combiner, SessionTranscribed, Status
 from shared.errors import InputRefused, StoreUnavailable, TransientError
 from shared.jobs import Job
 from shared.keys import Session
@@ -74,8 +75,8 @@ def test_a_complete_session_is_written_in_all_forms_and_announced_once(recording
     for number, text in enumerate(["one", "two", "three"], 1):
         recording.chunk(number, text, tmp_path)
     recording.manifest(3)
-    assert recording.combine() == Combined(Status.COMPLETE, written=True)
-    assert recording.combine() == Combined(Status.COMPLETE, written=False)
+    assert recording.combine() == Combined(Status.COMPLETE, written=True, live=3)
+    assert recording.combine() == Combined(Status.COMPLETE, written=False, live=3)
     assert text_of(recording) == "one two three"
     for extension in ("srt", "vtt", "txt"):
         assert recording.store.head(SESSION.derived_key(extension))
@@ -137,6 +138,75 @@ def test_a_failed_chunk_leaves_a_gap_and_a_later_success_repairs_it(recording: R
     recording.combine()
     assert text_of(recording) == "one two"
     assert [event.failed for event in recording.events] == [1, 0]
+
+
+def stitch(recording: Recording, job: Job, text: str) -> None:
+    """What a server's stitched pass does for one chunk."""
+    write_transcript(recording.store, job, lambda: transcript_for(job, text, stitched=True), stitched=True)
+
+
+def test_readers_see_the_live_session_first_and_the_better_one_after_the_stitched_pass(
+    recording: Recording, tmp_path: Path
+) -> None:
+    jobs = [recording.upload(number, text) for number, text in enumerate(["wreck a", "nice beach"], 1)]
+    for job in jobs:
+        recording.transcribe(job, tmp_path)
+    recording.manifest(2)
+    assert recording.combine() == Combined(Status.COMPLETE, written=True, live=2)
+    assert text_of(recording) == "wreck a nice beach"
+    stitch(recording, jobs[0], "recognise")
+    assert text_of(recording) == "wreck a nice beach"
+    stitch(recording, jobs[1], "speech")
+    assert recording.combine() == Combined(Status.COMPLETE, written=True, live=0)
+    assert text_of(recording) == "recognise speech"
+    assert recording.combine() == Combined(Status.COMPLETE, written=False, live=0)
+    transcript = recording.transcript()
+    assert transcript is not None
+    assert transcript.pass_ is None
+    assert len(recording.events) == 2
+
+
+def test_live_counts_what_a_stitched_pass_would_better_and_nothing_else(store: MemoryStore, tmp_path: Path) -> None:
+    recording = Recording(store)
+    jobs = [recording.upload(number, f"t{number}") for number in range(1, 5)]
+    record_failure(store, jobs[0], InputRefused("no audio"))
+    for job in jobs[1:]:
+        recording.transcribe(job, tmp_path)
+    stitch(recording, jobs[2], "better")
+    recording.manifest(4)
+    assert recording.combine().live == 2
+    store.delete(jobs[1].key)
+    assert recording.combine().live == 1
+
+
+def test_a_single_chunk_has_nothing_to_be_heard_with(recording: Recording, tmp_path: Path) -> None:
+    recording.chunk(1, "one", tmp_path)
+    recording.manifest(1)
+    assert recording.combine() == Combined(Status.COMPLETE, written=True, live=0)
+
+
+def test_the_count_of_live_chunks_costs_a_finished_session_no_further_call(store: MemoryStore, tmp_path: Path) -> None:
+    recording = Recording(store)
+    for number in (1, 2):
+        recording.chunk(number, "text", tmp_path)
+    recording.manifest(2)
+    recording.combine()
+    store.trace.clear()
+    assert recording.combine().live == 2
+    assert len(store.trace) == 7  # the manifest, two listings, and the four files' heads
+
+
+def test_a_session_written_before_there_was_a_stitched_pass_is_left_as_it_is(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    recording = Recording(store)
+    for number in (1, 2):
+        recording.chunk(number, "text", tmp_path)
+    recording.manifest(2)
+    recording.combine()
+    body, info = store.objects[SESSION.output_key]
+    store.objects[SESSION.output_key] = body, replace(info, metadata={VIEW: info.metadata[VIEW]})
+    assert recording.combine() == Combined(Status.COMPLETE, written=False, live=0)
 
 
 def test_a_re_recorded_chunk_rebuilds_the_session(recording: Recording, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
 
 from shared.jobs import Job, Options
-from shared.server import Answer, Health, Limits, Said, ServerClient, read_answer
+from shared.keys import Session
+from shared.server import SESSION_CHUNKS, Answer, Health, Limits, Said, ServerClient, read_answer
 
 JOB = Job(bucket="audio-bucket", key="a b+ü.mp3", etag="e1", options=Options(language="de"))
 LIMITS = Limits(connect=1, total=1)
@@ -79,6 +80,60 @@ def test_a_job_is_posted_with_all_the_server_needs() -> None:
         "wait": True,
         "language": "de",
     }
+
+
+def test_chunks_of_a_session_are_posted_together_with_the_options_they_share() -> None:
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={})
+
+    other = JOB.model_copy(update={"key": "c.mp3", "version_id": "v"})
+    assert client(handle).transcribe_session([JOB, other], LIMITS, route="queue").said is Said.DONE
+    assert seen[0].url == "http://server/transcribe-session"
+    assert json.loads(seen[0].content) == {
+        "chunks": [
+            {"s3_input_path": "s3://audio-bucket/a b+ü.mp3", "etag": "e1"},
+            {"s3_input_path": "s3://audio-bucket/c.mp3", "etag": "e1", "version_id": "v"},
+        ],
+        "route": "queue",
+        "return_text": False,
+        "wait": True,
+        "language": "de",
+    }
+
+
+def test_a_whole_session_is_posted_by_its_path() -> None:
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(202, json={})
+
+    path = Session("u", "s").path_in("audio-bucket")
+    assert client(handle).transcribe_session(path, LIMITS, route="direct", wait=False).said is Said.ACCEPTED
+    assert json.loads(seen[0].content) == {
+        "s3_session_path": "s3://audio-bucket/users/u/audio/sessions/s/",
+        "route": "direct",
+        "return_text": False,
+        "wait": False,
+    }
+
+
+def test_the_longest_receipt_of_a_session_is_read_to_its_end() -> None:
+    chunk = {"s3_input_path": "s3://audio-bucket/" + "k" * 1024, "status": "failed", "type": "t", "message": "m" * 500}
+    ended: list[bool] = []
+
+    async def drip() -> AsyncIterator[bytes]:
+        yield json.dumps({"chunks": [chunk] * SESSION_CHUNKS}).encode()
+        ended.append(True)
+
+    answer = client(lambda request: httpx.Response(200, content=drip())).transcribe_session(
+        [JOB], LIMITS, route="queue"
+    )
+    assert answer.said is Said.DONE
+    assert ended == [True]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """The session transcript is a pure function of its chunks."""
 
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.jobs import Job
 from shared.keys import ChunkKey, Session
-from shared.sessions import ChunkOutcome, combine_chunks, seconds_by_route
+from shared.sessions import MAX_JOINED_SECONDS, ChunkOutcome, combine_chunks, seconds_by_route
 from shared.transcript import ErrorRecord, ObjectRef, SessionRef, Transcript
 from tests.fakes import EPOCH, transcript_for
 
@@ -26,6 +28,14 @@ def transcribed(index: int, text: str = "hello there", duration: float = 5.0) ->
     return outcome(index, transcript_for(job, text, duration))
 
 
+def stitched(index: int, text: str, **changes: object) -> ChunkOutcome:
+    """A chunk that is spoken in to its very end, unless `changes` to its segment say otherwise."""
+    result = transcribed(index, text, duration=max(len(text.split()) - 0.5, 0.5)).result
+    assert isinstance(result, Transcript)
+    segments = tuple(segment.model_copy(update=changes) for segment in result.segments)
+    return outcome(index, result.model_copy(update={"segments": segments, "pass_": "stitched"}))
+
+
 def failed(index: int, duration: float | None = None) -> ChunkOutcome:
     source = ObjectRef(bucket="audio-bucket", key="k", etag="e")
     record = ErrorRecord(
@@ -38,11 +48,24 @@ def combined(chunks: list[ChunkOutcome]) -> Transcript:
     return combine_chunks(SESSION, bucket="audio-bucket", manifest_etag="m", chunks=chunks)
 
 
+def any_chunk(index: int, text: str, duration: float, kind: str) -> ChunkOutcome:
+    match kind:
+        case "failed":
+            return failed(index, duration)
+        case "stitched":
+            return stitched(index, text)
+    return transcribed(index, text, duration)
+
+
 chunk_lists = st.lists(
-    st.tuples(st.sampled_from(["", "hello", "one two three", "a b c d e f g"]), st.floats(0, 30), st.booleans()),
+    st.tuples(
+        st.sampled_from(["", "hello", "one two three.", "a b c d e f g"]),
+        st.floats(0, 30),
+        st.sampled_from(["live", "stitched", "stitched", "failed"]),
+    ),
     min_size=1,
     max_size=12,
-).map(lambda items: [transcribed(n, text, d) if ok else failed(n, d) for n, (text, d, ok) in enumerate(items, 1)])
+).map(lambda items: [any_chunk(number, *item) for number, item in enumerate(items, 1)])
 
 
 @given(chunk_lists)
@@ -54,6 +77,12 @@ def test_times_never_go_back_and_words_are_neither_lost_nor_made(chunks: list[Ch
     words = [word.word for segment in session.segments for word in segment.words]
     texts = [chunk.result.text for chunk in chunks if isinstance(chunk.result, Transcript)]
     assert words == " ".join(texts).split() == session.text.split()
+    assert words == " ".join(segment.text for segment in session.segments).split()
+    for segment in session.segments:
+        times = [time for word in segment.words for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert all(segment.start <= time <= segment.end for time in times)
+        assert segment.end - segment.start <= MAX_JOINED_SECONDS
     assert [segment.id for segment in session.segments] == list(range(len(session.segments)))
 
 
@@ -94,6 +123,55 @@ def test_a_failed_chunk_whose_length_is_known_keeps_it() -> None:
 def test_a_session_of_failures_is_still_a_session() -> None:
     session = combined([failed(1), failed(2)])
     assert (session.text, session.language, session.duration) == ("", None, 10.0)
+
+
+def test_a_sentence_that_was_heard_whole_reads_as_if_never_cut() -> None:
+    chunks = [stitched(1, "It was the best"), stitched(2, "of times it was"), stitched(3, "the worst. Of times.")]
+    session = combined(chunks)
+    [segment] = session.segments
+    assert segment.text == session.text == "It was the best of times it was the worst. Of times."
+    assert (segment.start, segment.end) == (0.0, session.duration)
+    assert [word.word for word in segment.words] == segment.text.split()
+    assert isinstance(session.source, SessionRef)
+    assert [ref.start for ref in session.source.chunks] == [0.0, 3.5, 7.0]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [transcribed(1, "cut here", 1.5), transcribed(2, "and there")],
+        [transcribed(1, "cut here", 1.5), stitched(2, "and there")],
+        [stitched(1, "cut here"), transcribed(2, "and there")],
+        [stitched(1, "A sentence."), stitched(2, "and another")],
+        [stitched(1, "“A sentence.”"), stitched(2, "and another")],
+        [stitched(1, "a pause"), stitched(2, "of more", start=1.01)],
+        [stitched(1, "one speaker", speaker="A"), stitched(2, "and another", speaker="B")],
+        [stitched(1, "cut here"), failed(2, 0.1), stitched(3, "and there")],
+        [stitched(1, "word" + 29 * " word"), stitched(2, "word and word")],
+    ],
+)
+def test_what_is_no_continuation_stays_a_segment_of_its_own(chunks: list[ChunkOutcome]) -> None:
+    assert len(combined(chunks).segments) == 2
+
+
+def test_a_silence_of_a_moment_does_not_end_a_sentence() -> None:
+    session = combined([stitched(1, "cut here"), stitched(2, ""), stitched(3, "and there")])
+    assert [segment.text for segment in session.segments] == ["cut here and there"]
+
+
+def test_a_joined_segment_is_as_sure_as_its_less_sure_part() -> None:
+    first = stitched(1, "cut here", avg_logprob=-0.1, no_speech_prob=0.2, speaker="A")
+    second = stitched(2, "and there", avg_logprob=-0.3, no_speech_prob=0.1, speaker="A")
+    [segment] = combined([first, second]).segments
+    assert (segment.avg_logprob, segment.no_speech_prob, segment.speaker) == (-0.3, 0.2, "A")
+
+
+def test_a_language_without_spaces_gets_none_at_a_seam() -> None:
+    chunks = [stitched(number, text) for number, text in enumerate(["今日は天気が", "いいですね。", "はい。"], 1)]
+    chunks = [replace(chunk, result=chunk.result.model_copy(update={"language": "ja"})) for chunk in chunks]
+    session = combined(chunks)
+    assert [segment.text for segment in session.segments] == ["今日は天気がいいですね。", "はい。"]
+    assert session.text == "今日は天気がいいですね。 はい。"
 
 
 def test_seconds_are_counted_by_route() -> None:

@@ -25,12 +25,20 @@ transcripts = st.builds(
     engine=st.just("whisperx"),
     created_at=st.just(EPOCH),
     reason=st.none() | st.just("no-speech"),
+    pass_=st.sampled_from([None, "live", "stitched"]),
 )
 
 
 @given(transcripts)
 def test_every_transcript_that_is_written_can_be_read(transcript: Transcript) -> None:
     assert read_transcript(transcript.to_json()) == transcript
+
+
+def test_the_pass_is_called_pass_in_json_and_absent_where_there_is_none() -> None:
+    transcript = Transcript(text="", duration=1, segments=(), model="m", engine="e", created_at=EPOCH, pass_="stitched")
+    assert json.loads(transcript.to_json())["pass"] == "stitched"
+    assert "pass_" not in json.loads(transcript.to_json())
+    assert "pass" not in json.loads(transcript.model_copy(update={"pass_": None}).to_json())
 
 
 def test_every_error_record_that_is_written_can_be_read() -> None:
