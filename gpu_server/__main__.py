@@ -139,8 +139,9 @@ def _transcriber(service: Service, settings: ServerSettings, leave: Exit) -> Tra
     )
 
     def broken() -> None:
-        service.readiness.phase = Phase.BROKEN
-        leave.now(EXIT_ENGINE)
+        if service.readiness.phase is not Phase.BROKEN:
+            service.readiness.phase = Phase.BROKEN
+            leave.now(EXIT_ENGINE)
 
     transcriber = Transcriber(engine, decoders, service.metrics, detectors=cores(), on_fault=broken)
     _check(transcriber)

@@ -12,7 +12,7 @@ from gpu_server.transcriber import Transcriber
 from shared.chunk_writer import fetch
 from shared.errors import InputRefused
 from shared.jobs import Job
-from shared.keys import AudioKey, ChunkKey
+from shared.keys import ChunkKey
 from shared.store import Store
 
 REMEMBERED_BYTES = 128 << 20
@@ -41,12 +41,13 @@ class Chunks:
         began = time.monotonic()
         fetched = fetch(self._store, job, media)
         self._metrics.stage_seconds.labels("fetch").inc(time.monotonic() - began)
-        return self.decode(job.audio, media, transcriber, folder) if fetched else None
+        return self.decode(job, media, transcriber, folder) if fetched else None
 
-    def decode(self, names: AudioKey, media: Path, transcriber: Transcriber, folder: Path) -> tuple[Decoded, Path]:
-        """Decode a file that was fetched already. Raises InputRefused."""
+    def decode(self, job: Job, media: Path, transcriber: Transcriber, folder: Path) -> tuple[Decoded, Path]:
+        """Decode the job's file, which was fetched already. Raises InputRefused."""
+        names = job.audio
         if isinstance(names, ChunkKey):
-            self._recordings.complete(names, media)
+            self._recordings.complete(names, media, etag=job.etag)
         pcm = folder / "pcm"
         decoded = transcriber.decode(media, pcm)
         media.unlink()

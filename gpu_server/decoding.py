@@ -29,7 +29,9 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 
-from gpu_server.webm import CLUSTER, EBML_HEADER, FILE_STARTS, is_continuation
+from gpu_server import mp4
+from gpu_server.containers import begins_as_file, continuation_of
+from gpu_server.webm import CLUSTER, EBML_HEADER
 
 SAMPLE_RATE = 16_000  # Hz: what Whisper hears
 BYTES_PER_SAMPLE = 2  # s16le
@@ -59,7 +61,7 @@ class EmptyMedia(MediaError):
 
 
 class HeaderMissing(MediaError):
-    """A WebM continuation chunk: decodable only behind the header of its recording's chunk 1."""
+    """A continuation chunk of a browser recording: decodable only behind the header of its chunk 1."""
 
     type = "media-header-missing"
 
@@ -157,10 +159,11 @@ def _decode(file: BinaryIO, out: BinaryIO, *, limits: Limits) -> Decoded:
     if size == 0:
         raise EmptyMedia("The file is empty.")
     head = file.read(SNIFF_BYTES)
+    readable = mp4.readable_bytes(file, size) if head[4:8] == mp4.FTYP else size
     file.seek(0)
     try:
         container = av.open(
-            cast(Any, _Anonymous(file)),
+            cast(Any, _Anonymous(file, readable)),
             mode="r",
             options={"format_whitelist": FORMATS, "protocol_whitelist": PROTOCOLS},
             container_options={"max_streams": str(limits.max_streams)},
@@ -181,9 +184,13 @@ def _decode(file: BinaryIO, out: BinaryIO, *, limits: Limits) -> Decoded:
             raise Undecodable("The audio's codec is unknown.")
         stream.codec_context.thread_count = 1
         sink = _Sink(out, limits=limits)
+        in_mp4 = "mp4" in container.format.name
         packets, skipped, truncated = 0, 0, False
         try:
             for packet in container.demux(stream):
+                if packet.is_corrupt and in_mp4:  # cut by the file's end: the next chunk of a recording has it whole
+                    truncated = True
+                    continue
                 packets += packet.size > 0
                 try:
                     frames = stream.codec_context.decode(packet)
@@ -220,19 +227,25 @@ def _facts(container: str, stream: AudioStream) -> dict[str, Any]:
 
 
 class _Anonymous:
-    """A file without a name: FFmpeg would choose a demuxer by it, and the client chose it."""
+    """A file's first `size` bytes, without its name: FFmpeg would choose a demuxer by it, and the client chose it."""
 
     name = "audio"
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.read = file.read
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.tell = file.tell
-        self._seek = file.seek
+        self._file = file
+        self._size = size
+
+    def read(self, count: int) -> bytes:
+        """As of a file, up to `size`."""
+        return self._file.read(max(0, min(count, self._size - self.tell())))
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """As of a file, but -1 instead of an exception: damaged files make FFmpeg seek below 0."""
+        if whence == os.SEEK_END:
+            offset, whence = self._size + offset, os.SEEK_SET
         try:
-            return self._seek(offset, whence)
+            return self._file.seek(offset, whence)
         except (OSError, ValueError, OverflowError):
             return -1
 
@@ -288,26 +301,24 @@ def _reraise_if_out_of_memory(error: Exception) -> None:
 
 def _is_stub(head: bytes, size: int) -> bool:
     """Whether an unreadable file is only what a recorder writes before its first audio."""
+    if continuation_of(head):
+        return False
     if head.startswith(EBML_HEADER):
         return size <= len(head) and CLUSTER not in head
-    if _is_known(head):
+    if begins_as_file(head):
         return size <= KNOWN_STUB_BYTES
-    return size <= STUB_BYTES and not _is_text(head) and not is_continuation(head)
+    return size <= STUB_BYTES and not _is_text(head)
 
 
 def _judge(head: bytes) -> MediaError:
-    if is_continuation(head):
+    if continuation_of(head):
         return HeaderMissing(
             "This is a later part of a browser recording: it can only be decoded after the header "
             "in the recording's first chunk."
         )
-    if _is_known(head):
+    if begins_as_file(head):
         return Undecodable("The file is damaged: its header cannot be read.")
     return NotMedia("The content is not a supported audio or video format.")
-
-
-def _is_known(head: bytes) -> bool:
-    return head.startswith(FILE_STARTS) or head[4:8] == b"ftyp"
 
 
 def _is_text(head: bytes) -> bool:

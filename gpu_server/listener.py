@@ -16,12 +16,15 @@ from gpu_server.engines import (
     Alignment,
     Audio,
     Engine,
+    EngineFault,
     Heard,
     Options,
+    OutOfMemory,
     Recognition,
     Segment,
     Span,
     Window,
+    Word,
     check_options,
     timeline,
 )
@@ -73,6 +76,7 @@ class Listener:
     def __init__(self, engine: Engine, metrics: ServerMetrics, *, detectors: int, on_fault: Callable[[], None]) -> None:
         self.engine = engine
         self._metrics = metrics
+        self._on_fault = on_fault
         self._scheduler = Scheduler(
             engine.recognizer, on_fault=on_fault, observer=Observer(metrics.recognized, metrics.waiting.set)
         )
@@ -144,20 +148,32 @@ class Listener:
 
     def _align(self, track: Track, said: Sequence[_Said], language: str) -> list[_Said]:
         """Better word times where the aligner finds them; the recognizer's own where not."""
-        assert self.engine.aligner
         began = time.monotonic()
         aligned = []
         for start in range(0, len(said), ALIGNED_TOGETHER):
             some = said[start : start + ALIGNED_TOGETHER]
-            found = self.engine.aligner.align([(track.read(one.span), one.segment.text) for one in some], language)
+            found = self._word_times([(track.read(one.span), one.segment.text) for one in some], language)
             for one, words in zip(some, found, strict=True):
-                local = (
-                    timeline.shift(replace(one.segment, words=words), one.span.start / SAMPLE_RATE) if words else None
-                )
-                better = replace(one.segment, words=local.words) if local else one.segment
-                aligned.append(replace(one, segment=better))
+                if words:
+                    timed = timeline.shift(replace(one.segment, words=words), one.span.start / SAMPLE_RATE)
+                    one = replace(one, segment=replace(one.segment, words=timed.words))
+                aligned.append(one)
         self._metrics.stage_seconds.labels("align").inc(time.monotonic() - began)
         return aligned
+
+    def _word_times(self, pieces: Sequence[tuple[Audio, str]], language: str) -> list[tuple[Word, ...] | None]:
+        """A device that is full gets them in halves; what does not fit alone does without."""
+        assert self.engine.aligner
+        try:
+            return self.engine.aligner.align(pieces, language)
+        except OutOfMemory:
+            if len(pieces) == 1:
+                return [None]
+        except EngineFault:
+            self._on_fault()
+            raise
+        half = len(pieces) // 2
+        return self._word_times(pieces[:half], language) + self._word_times(pieces[half:], language)
 
 
 class _Hearing:

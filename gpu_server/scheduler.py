@@ -207,25 +207,30 @@ class Scheduler:
             for group, heard in zip(groups, self._recognize(windows, features), strict=True):
                 _deliver(group, heard)
         except EngineFault as error:
-            _fail(groups, error)
+            for group in groups:
+                _deliver(group, error)
             self._fail_all()
             self._on_fault()
-        except Exception as error:  # whatever it is, somebody waits for it
-            _fail(groups, error)
         finally:
             items = sum(len(group.items) for group in groups)
             self._observer.worked(time.monotonic() - began, len(groups), items)
 
-    def _recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
-        """A device that is full gets the batch in halves, down to single windows."""
+    def _recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard | Exception]:
+        """What fails is tried again in halves: a device that is full has room for less, and one odd window fails alone.
+
+        Raises EngineFault.
+        """
         try:
-            return self._recognizer.recognize(windows, features)
-        except OutOfMemory:
+            return list(self._recognizer.recognize(windows, features))
+        except EngineFault:
+            raise
+        except Exception as error:  # whatever it is, somebody waits for it
             if len(windows) == 1:
-                raise
-            half = len(windows) // 2
-            self._most_frames = max(windows[0].frames, self._most_frames // 2)
-            return self._recognize(windows[:half], features[:half]) + self._recognize(windows[half:], features[half:])
+                return [error]
+            if isinstance(error, OutOfMemory):
+                self._most_frames = max(windows[0].frames, self._most_frames // 2)
+        half = len(windows) // 2
+        return self._recognize(windows[:half], features[:half]) + self._recognize(windows[half:], features[half:])
 
     def _fail_all(self) -> None:
         with self._changed:
@@ -237,11 +242,13 @@ class Scheduler:
             item.future.set_exception(EngineFault("The recognizer has stopped."))
 
 
-def _deliver(group: _Group, heard: Heard) -> None:
-    if len(group.items) == 1:
-        group.items[0].future.set_result(heard)
+def _deliver(group: _Group, heard: Heard | Exception) -> None:
+    if isinstance(heard, Exception):
+        for item in group.items:
+            item.future.set_exception(heard)
         return
-    for item, own in zip(group.items, share(heard, _blocks(group.items)), strict=True):
+    shares = share(heard, _blocks(group.items)) if len(group.items) > 1 else [heard]
+    for item, own in zip(group.items, shares, strict=True):
         item.future.set_result(own)
 
 
@@ -268,10 +275,3 @@ def share(heard: Heard, blocks: Sequence[tuple[float, float]]) -> list[Heard]:
         replace(heard, text="".join(word.word for word in words), words=tuple(words), heard_from=start - origin)
         for words, (_, origin), start in zip(shares, blocks, [blocks[0][1], *(end for end, _ in blocks)], strict=False)
     ]
-
-
-def _fail(groups: Sequence[_Group], error: Exception) -> None:
-    for group in groups:
-        for item in group.items:
-            if not item.future.done():
-                item.future.set_exception(error)

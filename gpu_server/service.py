@@ -194,7 +194,7 @@ class Service:
             own, context = Path(folder, "own"), Path(folder, "context")
             own.mkdir()
             context.mkdir()
-            decoded, pcm = self._chunks.decode(names, media, transcriber, own)
+            decoded, pcm = self._chunks.decode(job, media, transcriber, own)
             recognition = None
             if decoded.samples:
                 track, seat = whole(pcm), None

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeGuard
 
 from gpu_server.chunks import Chunks
 from gpu_server.decoding import Decoded
@@ -73,8 +74,11 @@ class SessionPass:
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="session") as pool:
             open_jobs = [job for job, todo in zip(ordered, pool.map(self._is_open, ordered), strict=True) if todo]
             made: dict[str, Transcript | PermanentError] = {}
+            language = None  # settled once, by the first group that speaks
             for group in _groups(open_jobs):
-                made |= self._hear(session, group, ordered, pool)
+                found = self._hear(session, group, ordered, pool, language)
+                language = language or next((one.language for one in found.values() if _speaks(one)), None)
+                made |= found
             return list(pool.map(lambda job: self._end(job, made.get(job.key)), ordered))
 
     def _is_open(self, job: Job) -> bool:
@@ -84,9 +88,14 @@ class SessionPass:
         return self.retry_failed or read_failure(self.store, job) is None
 
     def _hear(
-        self, session: Session, group: Sequence[Job], known: Sequence[Job], pool: ThreadPoolExecutor
+        self,
+        session: Session,
+        group: Sequence[Job],
+        known: Sequence[Job],
+        pool: ThreadPoolExecutor,
+        language: str | None,
     ) -> dict[str, Transcript | PermanentError]:
-        """Transcripts of a group, heard with its neighbours, or why there is none."""
+        """Transcripts of a group, heard with its neighbours, or why there is none. `language`: if it is settled."""
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
             members = sorted({_index(job): job for job in [*self._neighbours(group, known), *group]}.items())
             get = partial(self._get, folder=Path(folder))
@@ -101,7 +110,9 @@ class SessionPass:
             if not wanted:
                 return made
             track = join(Path(folder, "track"), [chunk.pcm for chunk in audible if chunk.pcm], breaks=breaks)
-            recognitions = self.transcriber.listen(track, group[0].options, wanted=wanted)
+            wishes = group[0].options
+            wishes = wishes if wishes.language else wishes.model_copy(update={"language": language})
+            recognitions = self.transcriber.listen(track, wishes, wanted=wanted)
             heard = {chunk.index for chunk in got if chunk.decoded or chunk.error}
             last = self._last_index(session)
             for place in wanted:
@@ -236,6 +247,10 @@ def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
                 group = []
             group.append(job)
         yield group
+
+
+def _speaks(made: Transcript | PermanentError) -> TypeGuard[Transcript]:
+    return isinstance(made, Transcript) and bool(made.text)
 
 
 def _has_both_sides(index: int, heard: set[int], last: int | None) -> bool:

@@ -5,6 +5,7 @@ chunk before it (for Chrome: one byte, the block's id). Element ids are from RFC
 https://www.rfc-editor.org/rfc/rfc9559
 """
 
+import re
 from collections.abc import Iterator
 
 EBML_HEADER = b"\x1a\x45\xdf\xa3"  # how every WebM and Matroska file begins
@@ -13,8 +14,8 @@ SIMPLE_BLOCK = b"\xa3"
 NUMBERS = (b"\xe7", b"\xa7", b"\xab")  # a cluster's timestamp, position, size of the one before
 MAX_NUMBER_BYTES = 8
 RARE = (b"\xa0", b"\x1c\x53\xbb\x6b", b"\xec")  # block group, cues, void
-# How files of the allowed formats begin.
-FILE_STARTS = (EBML_HEADER, b"OggS", b"RIFF", b"RF64", b"fLaC", b"ID3", b"FORM", b"caff", b"#!AMR")
+CODEC_DELAY = re.compile(rb"\x56\xaa[\x81-\x88]")  # and its size in bytes
+OPUS_HEAD, PRE_SKIP = b"OpusHead", 10  # the codec's private data: RFC 7845, section 5.1
 ENOUGH = 4  # elements in a row that are no accident
 CLUSTER_START = CLUSTER + b"\x01" + b"\xff" * 7 + b"\xe7\x81\x00"  # of unknown size, at time zero
 
@@ -25,13 +26,30 @@ def is_continuation(head: bytes) -> bool:
     Browsers cut inside an element (Chrome: right after a block's one-byte id), so the first whole
     element is searched for: several in a row, or as many as there are up to the end, are no accident.
     """
-    return not head.startswith(FILE_STARTS) and _first_element(head) is not None
+    return _first_element(head) is not None
 
 
 def header_of(first_chunk: bytes) -> bytes | None:
-    """What stands before the recording's first cluster, or None when this is no such chunk."""
+    """What stands before the recording's first cluster, or None when this is no such chunk.
+
+    It asks no decoder to skip samples any more: what is to be skipped (6.5 ms in most recordings) is in chunk 1.
+    """
     end = first_chunk.find(CLUSTER)
-    return first_chunk[:end] if first_chunk.startswith(EBML_HEADER) and end > 0 else None
+    if not first_chunk.startswith(EBML_HEADER) or end < 0:
+        return None
+    header = bytearray(first_chunk[:end])
+    for delay in CODEC_DELAY.finditer(first_chunk, 0, end):
+        width = delay[0][-1] & 0x7F
+        header[delay.end() : delay.end() + width] = bytes(width)
+    opus = header.find(OPUS_HEAD)
+    if opus != -1:
+        header[opus + PRE_SKIP : opus + PRE_SKIP + 2] = bytes(2)
+    return bytes(header)
+
+
+def is_cut(head: bytes) -> bool:
+    """Whether something of the continuation's first element may be in the chunk before it."""
+    return not head.startswith(CLUSTER)
 
 
 def cut_element(chunk: bytes) -> bytes:

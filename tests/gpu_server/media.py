@@ -6,8 +6,10 @@ import itertools
 import os
 import time
 import zipfile
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import av
 import numpy as np
@@ -38,11 +40,27 @@ def tone(seconds: float, *, rate: int = 16_000, hertz: float = 440.0) -> NDArray
     return (8000 * np.sin(2 * np.pi * hertz * times)).astype(np.int16)
 
 
-def encode(samples: NDArray[np.int16], *, container: str, codec: str, rate: int = 16_000, channels: int = 1) -> bytes:
+def murmur(seconds: float, *, rate: int = 48_000) -> NDArray[np.int16]:
+    """A tone that swells in noise: unlike a plain tone's, no two of its encoded frames are alike."""
+    sine = tone(seconds, rate=rate)
+    swell = 0.2 + 0.8 * np.abs(np.sin(3 * np.arange(sine.size) / rate))
+    return (sine * swell + np.random.default_rng(1).normal(0, 300, sine.size)).astype(np.int16)
+
+
+def encode(
+    samples: NDArray[np.int16],
+    *,
+    container: str,
+    codec: str,
+    rate: int = 16_000,
+    channels: int = 1,
+    options: Mapping[str, str] = MappingProxyType({}),
+    codec_options: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
     """`samples` (the same in each channel) as a media file."""
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout=LAYOUTS[channels])
+    with av.open(file, "w", format=container, options=dict(options)) as output:
+        stream = output.add_stream(codec, rate=rate, layout=LAYOUTS[channels], options=dict(codec_options))
         interleaved = np.repeat(samples, channels)[np.newaxis]
         frame = av.AudioFrame.from_ndarray(interleaved, format="s16", layout=LAYOUTS[channels])
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
@@ -133,13 +151,66 @@ def decode_or_die(source: Path, pcm: Path, limits: Limits, seconds: float) -> De
 
 def recording(seconds: float = 2.0) -> bytes:
     """One WebM stream as MediaRecorder writes it: clusters as they come, nothing filled in afterwards."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="webm", options={"live": "1", "cluster_time_limit": "700"}) as output:
-        stream = output.add_stream("libopus", rate=48_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(tone(seconds, rate=48_000)[np.newaxis], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = 48_000, Fraction(1, 48_000), 0
-        output.mux([*stream.encode(frame), *stream.encode(None)])
-    return file.getvalue()
+    return encode(
+        murmur(seconds),
+        container="webm",
+        codec="libopus",
+        rate=48_000,
+        options={"live": "1", "cluster_time_limit": "700"},
+    )
+
+
+def ogg_recording(seconds: float = 2.0, *, page_ms: int = 200) -> bytes:
+    """One Ogg stream, as Firefox records."""
+    options = {"page_duration": str(page_ms * 1000)}
+    return encode(murmur(seconds), container="ogg", codec="libopus", rate=48_000, options=options)
+
+
+def ogg_with_open_pages(seconds: float = 4.0) -> bytes:
+    """Ogg whose pages end in the middle of a packet: six lacing values each, and a page holds 255."""
+    return encode(
+        murmur(seconds),
+        container="ogg",
+        codec="libopus",
+        rate=48_000,
+        channels=2,
+        options={"page_duration": "10000000"},
+        codec_options={"b": "510000", "vbr": "off"},
+    )
+
+
+FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
+
+
+def mp4_recording(seconds: float = 2.0, *, codec: str = "aac", flags: str = FRAGMENTS, rate: int = 48_000) -> bytes:
+    """MP4 fragments of 0.3 s, as Safari and Chrome record."""
+    return encode(
+        murmur(seconds, rate=rate),
+        container="mp4",
+        codec=codec,
+        rate=rate,
+        options={"movflags": flags, "frag_duration": "300000"},
+    )
+
+
+def boxes(body: bytes, kind: bytes) -> list[int]:
+    """Where the outermost boxes of one kind begin."""
+    found, position = [], 0
+    while position < len(body):
+        if body[position + 4 : position + 8] == kind:
+            found.append(position)
+        position += int.from_bytes(body[position : position + 4], "big")
+    return found
+
+
+def pages(body: bytes) -> list[int]:
+    """Where the pages of an Ogg file begin."""
+    found, position = [], 0
+    while position < len(body):
+        found.append(position)
+        lacing = body[position + 27 : position + 27 + body[position + 26]]
+        position += 27 + len(lacing) + sum(lacing)
+    return found
 
 
 def recording_of(speech: Path) -> bytes:

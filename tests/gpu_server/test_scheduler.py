@@ -196,6 +196,15 @@ def test_a_broken_engine_fails_everyone_at_once_and_says_so() -> None:
         scheduler.submit(window(4), owner=4).result(timeout=20)
 
 
+def test_one_odd_window_fails_alone() -> None:
+    held = Held(Reader(odd=5))
+    futures = {n: held.scheduler.submit(window(n), owner=n) for n in range(1, 9)}
+    held.release()
+    with pytest.raises(ValueError, match="odd"):
+        futures.pop(5).result(timeout=20)
+    assert {n: numbers(future.result(timeout=20)) for n, future in futures.items()} == {n: [n] for n in futures}
+
+
 def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
     reader = Reader()
     scheduler = Scheduler(reader, on_fault=lambda: None)
