@@ -33,8 +33,8 @@ deploy: deploy-core ## run the numbered deploy scripts against the AWS (or endpo
 deploy-core: $(VENV)/.local $(VENV)-aws/.installed ## the core of them: queues, bucket events, router
 	@set -e; for step in 000 001 010 011 020 021 340 341 342; do bash infra/scripts/step-$$step-*.sh; done
 
-bench: $(VENV)/.dev ## measure the engines on real speech, beside stock WhisperX
-	@$(BIN)/python -m bench.engines
+bench: $(VENV)/.dev $(VENV)-aws/.installed ## measure the server on real speech, beside stock WhisperX (ARGS="--help")
+	@$(BIN)/python -m bench $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,1 +1,1 @@
-"""Measurements, side by side with the stock way; as ratios, since machines differ and are shared."""
+"""Measurements, side by side with the stock way, in one run; as ratios, since machines differ and are shared."""

@@ -8,6 +8,7 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -47,14 +48,19 @@ PLACEHOLDER = " a"  # aligned in the place of an empty text, and forgotten
 
 
 class WhisperRecognizer:
-    """One model in memory; see :class:`engines.Recognizer`."""
+    """One model in memory; see :class:`engines.Recognizer`.
 
-    def __init__(self, whisper: WhisperModel, *, model: str, beam_size: int) -> None:
+    lanes: how many batches CTranslate2 was told to run side by side; a batch is dealt out to them.
+    """
+
+    def __init__(self, whisper: WhisperModel, *, model: str, beam_size: int, lanes: int = 1) -> None:
         self.model = model
         self.device: str = whisper.model.device
         self._whisper = whisper
         self._beam_size = beam_size
         self._languages = frozenset(whisper.supported_languages)
+        self._lanes = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+        self._lane_count = lanes
         self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
 
     @property
@@ -72,6 +78,12 @@ class WhisperRecognizer:
         return _pad(features, window.frames)
 
     def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        share = -(-len(windows) // self._lane_count)
+        starts = range(0, len(windows), share)
+        parts = [(windows[start : start + share], features[start : start + share]) for start in starts]
+        return [heard for part in self._lanes.map(lambda part: self._batch(*part), parts) for heard in part]
+
+    def _batch(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
         frames = max(window.frames for window in windows)
         with faults():
             encoded = self._whisper.encode(np.stack([_pad(one, frames) for one in features]))

@@ -1,0 +1,54 @@
+"""What a reader must know to judge the numbers: machine, versions, speech."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.children import Model
+from bench.speech import Recording
+
+PACKAGES = ("whisperx", "faster-whisper", "ctranslate2", "torch", "av", "jiwer")
+
+
+def notes(model: Model, name: str, recordings: Sequence[Recording]) -> list[str]:
+    """One line each."""
+    minutes = sum(recording.seconds for recording in recordings) / 60
+    chunks = sum(len(recording.chunks) for recording in recordings)
+    versions = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    return [
+        f"{datetime.now(UTC):%Y-%m-%d}, {_machine(model.device)}",
+        f"Python {platform.python_version()}, {', '.join(versions)}",
+        f"{name}, {model.compute_type}; our engine: {model.engine}",
+        f"{minutes:.1f} minutes of speech in {len(recordings)} recordings, {chunks} WebM/Opus chunks of 5 seconds",
+        "one run, one way after the other; each warmed up, loading of models not counted",
+        "stock WhisperX decodes with PyAV, where by itself it starts an ffmpeg for each file; batch size 8",
+        "beams: 5 in the stock ways; ours by its default, 5 on a GPU and 2 on a CPU",
+        "CPU s/min: processor seconds of the serving process, children included, for a minute of audio",
+        "peak MB: the sum of the peaks of a process and its children; busy: the recognizer's share of the time",
+    ]
+
+
+def _machine(device: str) -> str:
+    cores = f"{os.cpu_count()} cores {platform.machine()}"
+    if device == "cuda":
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        with suppress(OSError):
+            gpu = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603  no input
+            return f"{' + '.join(gpu.splitlines())}, {cores}"
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return f"{found.group(1)}, {cores}"
+    return cores
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
