@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -115,10 +115,10 @@ class Listener:
         recognizer = self.engine.recognizer
         check_options(options, model=self.engine.model, languages=recognizer.languages)
         self._metrics.started.inc()
-        hearing = _Hearing(self._scheduler, track, seat)
-        spans = speech_windows(track, self._detect)
         pieces = [track.pieces[place] for place in sorted(wanted)] if wanted is not None else list(track.pieces)
-        language, said = hearing.run(_touching(spans, pieces), _settled(options, recognizer.languages), arrived)
+        spans = _touching(speech_windows(track, self._detect), pieces)
+        hearing = _Hearing(self._scheduler, track, pieces)
+        language, said = hearing.run(spans, _settled(options, recognizer.languages), seat, arrived)
         arrived()
         language = language or silent_language(recognizer.languages, options)
         alignment: Alignment = "attention" if options.word_timestamps else "none"
@@ -179,16 +179,23 @@ class Listener:
 class _Hearing:
     """One track's way through the scheduler."""
 
-    def __init__(self, scheduler: Scheduler, track: Track, seat: Seat | None) -> None:
+    def __init__(self, scheduler: Scheduler, track: Track, pieces: Sequence[Span]) -> None:
         self._scheduler = scheduler
         self._track = track
-        self._seat = seat
+        self._pieces = pieces
 
     def run(
-        self, spans: Iterator[Span], options: Options, arrived: Callable[[], None]
+        self, spans: Iterator[Span], options: Options, seat: Seat | None, arrived: Callable[[], None]
     ) -> tuple[str | None, list[_Said]]:
         """The language, None when nothing was said, and what was said."""
         said: list[_Said] = []
+        if seat and options.language:
+            first = list(islice(spans, 2))
+            if len(first) == 1:  # a chunk of several windows has no place beside others
+                asked_one = self._ask(first[0], options, self._place(first[0], seat))
+                arrived()
+                return options.language, list(self._answer(asked_one))
+            spans = chain(first, spans)
         if options.language is None:
             options, tried, spans = self._settle(spans, options)
             said += tried
@@ -200,7 +207,7 @@ class _Hearing:
                 said += self._answer(asked.popleft())
         while asked:
             said += self._answer(asked.popleft())
-        return options.language if said else None, said
+        return (options.language if said else None), said
 
     def _settle(self, spans: Iterator[Span], options: Options) -> tuple[Options, list[_Said], Iterator[Span]]:
         """Ask the first windows for the language, until one is sure; then all are heard in that one."""
@@ -219,17 +226,14 @@ class _Hearing:
             return settled, list(chain.from_iterable(self._answer(asked) for asked in kept)), spans
         return settled, [], chain((asked.span for asked, _ in tried), spans)
 
-    def _ask(self, span: Span, options: Options) -> _Asked:
+    def _ask(self, span: Span, options: Options, place: Place | None = None) -> _Asked:
         audio = self._track.read(span)
         window = Window(audio=audio, options=options, frames=padded_frames(len(audio)))
-        return _Asked(span, window, self._scheduler.submit(window, owner=self, place=self._place(span)))
+        return _Asked(span, window, self._scheduler.submit(window, owner=self, place=place))
 
-    def _place(self, span: Span) -> Place | None:
-        """A chunk that is one window may share it; what stands in it of the chunk before is its lead."""
-        if self._seat is None:
-            return None
-        own = self._track.pieces[-1]
-        return Place(self._seat.session, self._seat.index, lead=max(0, own.start - span.start))
+    def _place(self, span: Span, seat: Seat) -> Place:
+        """What stands in the window of the chunk before is its lead."""
+        return Place(seat.session, seat.index, lead=max(0, self._track.pieces[-1].start - span.start))
 
     def _answer(self, asked: _Asked) -> Iterator[_Said]:
         """Nothing when nobody spoke, or when nobody can tell what was said."""
@@ -247,7 +251,7 @@ class _Hearing:
         for part in runs_and_holes(heard, whole):
             if isinstance(part, Unheard):
                 hole = _within(asked.span, part.start, part.end)
-                if hole != asked.span:
+                if hole != asked.span and any(_touching(iter([hole]), self._pieces)):
                     yield from self._answer(self._ask(hole, asked.window.options))
             else:
                 yield _said(asked.span, heard, with_words(Segment(start=0.0, end=0.0, text=""), part))
