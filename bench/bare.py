@@ -1,7 +1,9 @@
-"""Our engine in a process of its own, without HTTP, S3 and decoding: what the service's overhead is over."""
+"""Our engine in a process of its own, without HTTP, S3 and JSON: what the service's overhead is over."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from bench.children import Model, Recognize, child_main
@@ -17,15 +19,23 @@ from shared.jobs import Options
 
 @contextmanager
 def load(model: Model) -> Iterator[Recognize]:
-    """As `gpu_server.__main__` wires it. The function takes decoded files and is safe to call from many threads."""
+    """As `gpu_server.__main__` wires it. The function takes media files and is safe to call from many threads."""
     engine = load_engine(
         cast(Any, model.engine), model=model.path, device=cast(Any, model.device), compute_type=model.compute_type
     )
-    decoders = DecodePool(workers=1, limits=Limits())  # nothing is decoded here
+    decoders = DecodePool(workers=2, limits=Limits())
+    decoders.warm_up()
     transcriber = Transcriber(engine, decoders, ServerMetrics(), detectors=cores(), on_fault=lambda: None)
     transcriber.listener.warm_up()
     options = Options(language="en")
-    yield lambda file: " ".join(part.text for part in transcriber.listen(whole(file), options))
+
+    def recognize(file: Path) -> str:
+        with TemporaryDirectory() as folder:
+            pcm = Path(folder, "pcm")
+            transcriber.decode(file, pcm)
+            return " ".join(part.text for part in transcriber.listen(whole(pcm), options))
+
+    yield recognize
     transcriber.close()
 
 

@@ -18,6 +18,7 @@ WAYS = ("stock", "stock-whole", "plain", "upload", "s3", "live", "session", "who
 NEED_S3 = {"s3", "session", "live"}
 LONG = "long"
 LONG_S = 3 * 3600.0
+SESSIONS = 4  # at once, as many as the batch worker asks for
 FULL_LOAD = 16
 
 Place = tuple[int, int]  # (recording, chunk)
@@ -96,7 +97,7 @@ class Bench:
     def _ours(self, wanted: set[str], bucket: ours.Bucket | None) -> None:
         uploads = [Row(f"upload-{n}", "ours, lone chunks", n) for n in self._in_flight] if "upload" in wanted else []
         s3 = Row(f"s3-{FULL_LOAD}", "ours, lone chunks from S3", FULL_LOAD)
-        session = Row("session-1", "ours, stitched session from S3", 1)
+        session = Row(f"session-{SESSIONS}", "ours, stitched sessions from S3", SESSIONS)
         whole = Row("whole-1", "ours, uncut", 1)
         others = [row for row in (s3, session, whole) if row.id.rpartition("-")[0] in wanted]
         if not [*uploads, *others]:
@@ -134,13 +135,7 @@ class Bench:
         row = Row(f"bare-{FULL_LOAD}", "ours, engine alone in its process", FULL_LOAD)
 
         def measure() -> Timed:
-            folder = self._folder / "decoded"
-            folder.mkdir()
-            files = []
-            for number, chunk in enumerate(self._chunks):
-                files.append(folder / f"{number:05}.pcm")
-                speech.write_pcm(chunk, files[-1])
-            work = Work(row.id, [str(file) for file in files], FULL_LOAD)
+            work = Work(row.id, [str(chunk) for chunk in self._chunks], FULL_LOAD)
             return run_child("bench.bare", self._model, [work], self._logs)[row.id]
 
         self._measure(row, measure, self._order)
@@ -197,7 +192,7 @@ class Bench:
             session = Session("stitched", recording.id)
             bucket.put_session(session, recording)
             groups.append([server.session(session)])
-        return server.load(groups, in_flight=1)
+        return server.load(groups, in_flight=SESSIONS)
 
     def _load_wholes(self, server: ours.OurServer) -> Timed:
         server.load([[server.upload(self._shortest().whole)]], in_flight=1)  # warm

@@ -164,11 +164,6 @@ def encode(speech: Pcm, path: Path) -> None:
         output.mux([*stream.encode(frame), *stream.encode(None)])
 
 
-def write_pcm(source: Path, path: Path) -> None:
-    """A file decoded: 16 kHz mono s16le, as our server has it between decoding and recognition."""
-    path.write_bytes(decode(source, rate=MODEL_RATE).astype("<i2").tobytes())
-
-
 def make_long(recordings: Sequence[Recording], path: Path, *, seconds: float) -> None:
     """Write a file of `seconds` from the recordings' packets, again and again."""
     with av.open(str(path), "w", format="ogg") as output:

@@ -8,7 +8,7 @@ from bench.measure import Row
 Rows = Mapping[str, Row]
 
 # Rows' ids.
-STOCK, STOCK_WHOLE, PLAIN, BARE, SESSION, LONG = "stock", "stock-whole", "plain-4", "bare-16", "session-1", "long-1"
+STOCK, STOCK_WHOLE, PLAIN, BARE, SESSION, LONG = "stock", "stock-whole", "plain-4", "bare-16", "session-4", "long-1"
 LONE, LONE_16, LONE_S3, LIVE = "upload-1", "upload-16", "s3-16", "live-4"
 
 

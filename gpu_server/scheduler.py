@@ -21,7 +21,7 @@ from gpu_server.windows import padded_frames, run_around
 COMPANY_SECONDS = 0.03  # an idle recognizer waits for others that are on their way
 PREPARERS = 4  # threads that compute features
 ALIKE = 1.5  # a window is not padded to more than this many times its length to share a batch
-FRAMES_PER_BATCH = {"cpu": 12_000, "cuda": 96_000}  # 2 s of work on two cores of 2020; 32 full windows
+FRAMES_PER_BATCH = {"cpu": 24_000, "cuda": 96_000}  # 8 and 32 full windows
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class ServerSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_type: str = Field(default="default", description="CTranslate2's: int8, float16, ...")
     threads: int = Field(default=0, ge=0, description="CPU threads for recognition; 0: all")
-    beam_size: int = Field(default=0, ge=0, le=16, description="of the recognizer's search; 0: 5 on a GPU, 2 on a CPU")
+    beam_size: int = Field(
+        default=5, ge=1, le=16, description="of the search; on a CPU it is used where a greedy one is unsure"
+    )
     vad: Literal["auto", "silero", "pyannote"] = Field(
         default="auto", description="the speech detector; auto is Silero's, pyannote's comes with the whisperx engine"
     )

@@ -11,12 +11,13 @@ from typing import Protocol, TypeVar
 from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, Audio, Span
 from gpu_server.track import Track
 
-LONGEST = 29 * SAMPLE_RATE
+# A second of audio is cheapest in windows of 10 to 20 s, and heard best in the longest.
+LONGEST = 22 * SAMPLE_RATE
 LONGEST_SILENCE = 2 * SAMPLE_RATE  # inside a window: the recognizer fills longer ones with fancies
 BLOCK = 240 * SAMPLE_RATE  # of audio in memory while speech is searched
-# Silence after a window's end without which Whisper loops: 3 s gave 20 % word errors on 5 s of speech, 5 s 9.7 %.
-MARGIN_FRAMES = 6 * FRAME_RATE
-STEP_FRAMES = 4 * FRAME_RATE  # lengths are rounded up to this, so that windows of a batch are alike
+# Silence after a window's end without which Whisper loops: short windows need most of it.
+MARGIN_FRAMES = 4 * FRAME_RATE
+STEP_FRAMES = 2 * FRAME_RATE  # lengths are rounded up to this, so that windows of a batch are alike
 LEAST_FRAMES = 12 * FRAME_RATE
 
 Detect = Callable[[Audio], list[Span]]

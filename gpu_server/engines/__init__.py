@@ -252,7 +252,7 @@ def load_engine(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compute_type: str = "default",
     threads: int = 0,
-    beam_size: int = 0,
+    beam_size: int = 5,
     vad: Vad = "auto",
     align_model_dir: Path | None = None,
 ) -> Engine:
@@ -262,7 +262,7 @@ def load_engine(
     model: "tiny.en" and the other Whisper names, or a directory; see :mod:`engines.models`.
     compute_type: CTranslate2's; "default" is float16 on a GPU and int8 on a CPU.
     threads: CPU threads; 0 is all there are.
-    beam_size: of the search; 0 is 5 on a GPU, WhisperX's own, and 2 on a CPU: as good there, and a quarter faster.
+    beam_size: of the search, 5 is WhisperX's own; on a CPU it is used where a greedy search is unsure.
     vad: the speech detector; "auto" is Silero's, pyannote's needs WhisperX.
     align_model_dir: wav2vec2 models, one folder per language code (WhisperX).
 

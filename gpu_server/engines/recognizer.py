@@ -9,7 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ LOOPING_WORDS = 4  # words in a row that say the same, this often: "thank you th
 # English speech has some 4 tokens a second; whoever needs more than this is in a loop, and holds up its whole batch.
 TOKENS_PER_SECOND = 15
 SPARE_TOKENS = 20
+SURE_LOGPROB = -0.25  # mean of a token: a greedy search that reaches it is as good as a beam's (measured)
 SAMPLES = 5  # texts sampled at a temperature above 0, of which the likeliest is taken: Whisper's best_of
 PREPENDED = "\"'“¿([{-"  # punctuation that belongs to the word after it; both are faster-whisper's
 APPENDED = "\"'.。,，!！?？:：”)]}、"
@@ -47,20 +49,40 @@ SPECIAL_TOKEN = re.compile(r"<\|.*?\|>")
 PLACEHOLDER = " a"  # aligned in the place of an empty text, and forgotten
 
 
+class Lanes:
+    """A model that runs `count` batches side by side, each on its share of the threads."""
+
+    def __init__(self, whisper: WhisperModel, count: int) -> None:
+        self.whisper = whisper
+        self.count = count
+        self.threads = ThreadPoolExecutor(count, thread_name_prefix="lane")
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What the decoder found; see `Heard`."""
+
+    tokens: list[int]
+    text: str
+    logprob: float
+    no_speech_prob: float
+
+
 class WhisperRecognizer:
     """One model in memory; see :class:`engines.Recognizer`.
 
-    lanes: how many batches CTranslate2 was told to run side by side; a batch is dealt out to them.
+    whisper: with all threads for one batch. lanes: the same model, for so many batches side by side, to which the
+    windows of one are dealt out; None where one batch is as fast.
     """
 
-    def __init__(self, whisper: WhisperModel, *, model: str, beam_size: int, lanes: int = 1) -> None:
+    def __init__(self, whisper: WhisperModel, *, model: str, beam_size: int, lanes: "Lanes | None" = None) -> None:
         self.model = model
         self.device: str = whisper.model.device
         self._whisper = whisper
         self._beam_size = beam_size
+        self._greedy_first = self.device == "cpu"  # there it saves a third of the time
         self._languages = frozenset(whisper.supported_languages)
-        self._lanes = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-        self._lane_count = lanes
+        self._lanes = lanes
         self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
 
     @property
@@ -78,46 +100,61 @@ class WhisperRecognizer:
         return _pad(features, window.frames)
 
     def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
-        share = -(-len(windows) // self._lane_count)
-        starts = range(0, len(windows), share)
-        parts = [(windows[start : start + share], features[start : start + share]) for start in starts]
-        return [heard for part in self._lanes.map(lambda part: self._batch(*part), parts) for heard in part]
+        if self._lanes is None or len(windows) == 1:
+            return self._batch(windows, features, self._whisper)
+        share = -(-len(windows) // self._lanes.count)
+        whisper = self._lanes.whisper
 
-    def _batch(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        def batch(start: int) -> list[Heard]:
+            return self._batch(windows[start : start + share], features[start : start + share], whisper)
+
+        return list(chain.from_iterable(self._lanes.threads.map(batch, range(0, len(windows), share))))
+
+    def _batch(self, windows: Sequence[Window], features: Sequence[Features], whisper: WhisperModel) -> list[Heard]:
         frames = max(window.frames for window in windows)
         with faults():
-            encoded = self._whisper.encode(np.stack([_pad(one, frames) for one in features]))
-            ranked = self._languages_of(windows, encoded)
+            encoded = whisper.encode(np.stack([_pad(one, frames) for one in features]))
+            ranked = self._languages_of(windows, encoded, whisper)
             languages = [language for language, _ in ranked]
-            found = self._generate(windows, languages, encoded)
-            words = self._words(windows, languages, [tokens for tokens, *_ in found], encoded)
+            found = self._generate(windows, languages, encoded, whisper)
+            words = self._words(windows, languages, [text.tokens for text in found], encoded, whisper)
         return [
             Heard(
-                text=text,
+                text=text.text,
                 words=timed,
                 language=language,
                 language_probability=probability,
-                avg_logprob=logprob,
-                no_speech_prob=no_speech,
-                looping=is_looping(text) or len(tokens) >= _most_tokens(window),
+                avg_logprob=text.logprob,
+                no_speech_prob=text.no_speech_prob,
+                looping=is_looping(text.text) or len(text.tokens) >= _most_tokens(window),
             )
-            for window, (language, probability), (tokens, text, logprob, no_speech), timed in zip(
-                windows, ranked, found, words, strict=True
-            )
+            for window, (language, probability), text, timed in zip(windows, ranked, found, words, strict=True)
         ]
 
     def _generate(
-        self, windows: Sequence[Window], languages: list[str], encoded: Any
-    ) -> list[tuple[list[int], str, float, float]]:
-        """Per window: text tokens, text, mean log probability, probability that nobody spoke."""
-        prompts = [self._prompt(window.options, language) for window, language in zip(windows, languages, strict=True)]
+        self, windows: Sequence[Window], languages: list[str], encoded: Any, whisper: WhisperModel
+    ) -> list[_Text]:
+        """Per window what it says. A greedy search goes first; where that is unsure, the beam looks again."""
         temperature = windows[0].temperature
-        search: dict[str, Any] = (
-            {"beam_size": 1, "num_hypotheses": SAMPLES, "sampling_topk": 0, "sampling_temperature": temperature}
-            if temperature
-            else {"beam_size": self._beam_size}
-        )
-        results = self._whisper.model.generate(
+        if temperature:
+            sampling = {"num_hypotheses": SAMPLES, "sampling_topk": 0, "sampling_temperature": temperature}
+            return self._search(windows, languages, encoded, whisper, beam_size=1, **sampling)
+        if not self._greedy_first:
+            return self._search(windows, languages, encoded, whisper, beam_size=self._beam_size)
+        texts = self._search(windows, languages, encoded, whisper, beam_size=1)
+        unsure = [place for place, text in enumerate(texts) if text.logprob < SURE_LOGPROB]
+        if unsure:
+            some, theirs = [windows[place] for place in unsure], [languages[place] for place in unsure]
+            careful = self._search(some, theirs, _rows(encoded, unsure), whisper, beam_size=self._beam_size)
+            for place, text in zip(unsure, careful, strict=True):
+                texts[place] = text
+        return texts
+
+    def _search(
+        self, windows: Sequence[Window], languages: list[str], encoded: Any, whisper: WhisperModel, **search: Any
+    ) -> list[_Text]:
+        prompts = [self._prompt(window.options, language) for window, language in zip(windows, languages, strict=True)]
+        results = whisper.model.generate(
             encoded,
             prompts,
             max_length=min(self._whisper.max_length, len(prompts[0]) + max(map(_most_tokens, windows))),
@@ -131,11 +168,16 @@ class WhisperRecognizer:
             generated = result.sequences_ids[0]
             tokens = [token for token in generated if token < tokenizer.eot]
             logprob = result.scores[0] * len(generated) / (len(generated) + 1)  # the end token counts too
-            found.append((tokens, tokenizer.decode(tokens), logprob, result.no_speech_prob))
+            found.append(_Text(tokens, tokenizer.decode(tokens), logprob, result.no_speech_prob))
         return found
 
     def _words(
-        self, windows: Sequence[Window], languages: list[str], texts: list[list[int]], encoded: Any
+        self,
+        windows: Sequence[Window],
+        languages: list[str],
+        texts: list[list[int]],
+        encoded: Any,
+        whisper: WhisperModel,
     ) -> list[tuple[Word, ...]]:
         """Every text's words with times, from the decoder's attention: no second pass through the encoder."""
         words: list[tuple[Word, ...]] = [()] * len(windows)
@@ -146,7 +188,7 @@ class WhisperRecognizer:
             if not any(texts[place] for place in places):
                 continue
             tokenizer = self._tokenizer(language, task)
-            alignments = self._whisper.find_alignment(
+            alignments = whisper.find_alignment(
                 tokenizer,
                 [texts[place] or tokenizer.encode(PLACEHOLDER) for place in places],
                 encoded if len(places) == len(windows) else _rows(encoded, places),
@@ -156,14 +198,14 @@ class WhisperRecognizer:
                 words[place] = _timed(alignment) if texts[place] else ()
         return words
 
-    def _languages_of(self, windows: Sequence[Window], encoded: Any) -> list[tuple[str, float]]:
+    def _languages_of(self, windows: Sequence[Window], encoded: Any, whisper: WhisperModel) -> list[tuple[str, float]]:
         """The language of each window, as asked for or as heard, and its probability."""
         if self._languages == {"en"}:
             return [("en", 1.0)] * len(windows)
         wanted = [window.options.language for window in windows]
         if all(wanted):
             return [(language, 1.0) for language in wanted if language]
-        rankings = self._whisper.model.detect_language(encoded)
+        rankings = whisper.model.detect_language(encoded)
         return [
             (language, 1.0) if language else (ranking[0][0].strip("<|>"), ranking[0][1])
             for language, ranking in zip(wanted, rankings, strict=True)

@@ -38,7 +38,7 @@ from gpu_server.engines.silero import SHORTEST, SileroDetector
 
 NAME = "whisperx"
 ONSET, OFFSET = 0.5, 0.363  # probabilities; WhisperX's own
-LONGEST_SECONDS = 29
+LONGEST_SECONDS = 22
 LEAST_SAMPLES = 400  # a wav2vec2 frame
 
 

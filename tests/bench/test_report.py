@@ -23,7 +23,7 @@ OURS = Row(
     peak_bytes=5 * 10**8,
     busy_share=0.9,
 )
-FAILED = Row("session-1", "stitched", 1, failed="Refusal: [404] not there")
+FAILED = Row("session-4", "stitched", 1, failed="Refusal: [404] not there")
 ROWS = [STOCK, OURS, FAILED]
 
 

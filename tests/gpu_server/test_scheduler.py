@@ -112,7 +112,7 @@ def test_a_batch_holds_no_more_than_the_device_can_do_at_a_time() -> None:
     futures = [held.scheduler.submit(window(n, 29), owner="hour") for n in range(1, 21)]
     held.release()
     wait(futures, timeout=20)
-    assert max(len(batch) for batch in held.batches) == 4
+    assert max(len(batch) for batch in held.batches) == 8
 
 
 def test_neighbours_of_a_session_share_a_window() -> None:
