@@ -36,7 +36,7 @@ LOOPING_WORDS = 4  # words in a row that say the same, this often: "thank you th
 # English speech has some 4 tokens a second; whoever needs more than this is in a loop, and holds up its whole batch.
 TOKENS_PER_SECOND = 15
 SPARE_TOKENS = 20
-SURE_LOGPROB = -0.25  # mean of a token: a greedy search that reaches it is as good as a beam's (measured)
+SURE_LOGPROB = -0.5  # mean of a token: a greedy search that reaches it is about as good as the beam's (measured)
 SAMPLES = 5  # texts sampled at a temperature above 0, of which the likeliest is taken: Whisper's best_of
 PREPENDED = "\"'“¿([{-"  # punctuation that belongs to the word after it; both are faster-whisper's
 APPENDED = "\"'.。,，!！?？:：”)]}、"
