@@ -28,7 +28,7 @@ def notes(model: Model, name: str, recordings: Sequence[Recording]) -> list[str]
         f"{minutes:.1f} minutes of speech in {len(recordings)} recordings, {chunks} WebM/Opus chunks of 5 seconds",
         "one run, one way after the other; each warmed up, loading of models not counted",
         "stock WhisperX decodes with PyAV, where by itself it starts an ffmpeg for each file; batch size 8",
-        "beams: 5 in the stock ways; ours by its default, 5 on a GPU and 2 on a CPU",
+        "beams: 5 in the stock ways; ours too, but on a CPU only where a greedy search is unsure",
         "CPU s/min: processor seconds of the serving process, children included, for a minute of audio",
         "peak MB: the sum of the peaks of a process and its children; busy: the recognizer's share of the time",
     ]
