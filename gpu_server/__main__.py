@@ -163,7 +163,8 @@ def _check(transcriber: Transcriber) -> None:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # whatever a library made of the streams
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not sys.exit: that would wait for threads whose work is given up already.
     os._exit(status)

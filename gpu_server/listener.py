@@ -244,6 +244,9 @@ class _Hearing:
             heard = self._again(asked.window, heard)
         if heard is None or verdict is Verdict.SILENCE:
             return
+        if heard.shared and not heard.words:  # others have all the words: perhaps this was passed over
+            yield from self._answer(self._ask(asked.span, asked.window.options))
+            return
         whole = len(asked.span) / SAMPLE_RATE
         if not heard.words and heard.text.strip():
             yield _said(asked.span, heard, Segment(start=0.0, end=whole, text=heard.text))

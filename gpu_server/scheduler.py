@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from aws_lambda_powertools import Logger
 
-from gpu_server.engines import SAMPLE_RATE, EngineFault, Features, Heard, OutOfMemory, Recognizer, Window, Word
+from gpu_server.engines import SAMPLE_RATE, EngineFault, Heard, OutOfMemory, Recognizer, Window, Word
 from gpu_server.windows import padded_frames, run_around
 
 COMPANY_SECONDS = 0.03  # an idle recognizer waits for others that are on their way
+CLOSE_SECONDS = 10.0  # for the batch that runs; a device that hangs must not keep the process
 PREPARERS = 4  # threads that compute features
 ALIKE = 1.5  # a window is not padded to more than this many times its length to share a batch
 FRAMES_PER_BATCH = {"cpu": 24_000, "cuda": 96_000}  # 8 and 32 full windows
+
+logger = Logger(service="gpu-server", child=True)
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,18 @@ class Scheduler:
     def close(self) -> None:
         """Finish the batch that runs; what still waits fails."""
         self._fail_all()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
         self._preparers.shutdown(wait=False)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception:  # without this thread nobody is served any more
+            logger.exception("the recognizer's thread ends")
+            self._fail_all()
+            self._on_fault()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queues or self._closed)
@@ -201,10 +213,8 @@ class Scheduler:
 
     def _work(self, groups: Sequence[_Group]) -> None:
         began = time.monotonic()
-        windows = [group.window for group in groups]
         try:
-            features = list(self._preparers.map(self._recognizer.prepare, windows))
-            for group, heard in zip(groups, self._recognize(windows, features), strict=True):
+            for group, heard in zip(groups, self._recognize([group.window for group in groups]), strict=True):
                 _deliver(group, heard)
         except EngineFault as error:
             for group in groups:
@@ -215,12 +225,13 @@ class Scheduler:
             items = sum(len(group.items) for group in groups)
             self._observer.worked(time.monotonic() - began, len(groups), items)
 
-    def _recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard | Exception]:
+    def _recognize(self, windows: Sequence[Window]) -> list[Heard | Exception]:
         """What fails is tried again in halves: a device that is full has room for less, and one odd window fails alone.
 
         Raises EngineFault.
         """
         try:
+            features = list(self._preparers.map(self._recognizer.prepare, windows))
             return list(self._recognizer.recognize(windows, features))
         except EngineFault:
             raise
@@ -230,7 +241,7 @@ class Scheduler:
             if isinstance(error, OutOfMemory):
                 self._most_frames = max(windows[0].frames, self._most_frames // 2)
         half = len(windows) // 2
-        return self._recognize(windows[:half], features[:half]) + self._recognize(windows[half:], features[half:])
+        return self._recognize(windows[:half]) + self._recognize(windows[half:])
 
     def _fail_all(self) -> None:
         with self._changed:
@@ -271,7 +282,14 @@ def share(heard: Heard, blocks: Sequence[tuple[float, float]]) -> list[Heard]:
         owner = next((number for number, (end, _) in enumerate(blocks) if middle < end), len(blocks) - 1)
         origin = blocks[owner][1]
         shares[owner].append(replace(word, start=word.start - origin, end=word.end - origin))
+    starts = [blocks[0][1], *(end for end, _ in blocks)]
     return [
-        replace(heard, text="".join(word.word for word in words), words=tuple(words), heard_from=start - origin)
-        for words, (_, origin), start in zip(shares, blocks, [blocks[0][1], *(end for end, _ in blocks)], strict=False)
+        replace(
+            heard,
+            text="".join(word.word for word in words),
+            words=tuple(words),
+            heard_from=start - origin,
+            shared=True,
+        )
+        for words, (_, origin), start in zip(shares, blocks, starts, strict=False)
     ]

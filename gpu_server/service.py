@@ -179,7 +179,7 @@ class Service:
                     record_failure(self.store, job, error)
                     self._complete(session_of(job.audio))
                 raise
-        betterable = self._complete(session_of(job.audio))
+        betterable = self._complete(session_of(job.audio)) and written is Written.WRITTEN
         if written is Written.ALREADY_FAILED and (record := read_failure(self.store, job)):
             raise PermanentError(record.message, type=record.type)
         outcome = read_outcome(self.store, job)

@@ -19,7 +19,7 @@ from gpu_server.decoding import Decoded
 from gpu_server.track import join
 from gpu_server.transcriber import Route, Transcriber
 from shared.chunk_writer import Written, write_transcript
-from shared.errors import BadManifest, PermanentError, RefusedKey
+from shared.errors import BadManifest, PermanentError, RefusedKey, RouterError, TransientError
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, Session, parse_key
 from shared.manifest import parse_manifest
@@ -69,17 +69,47 @@ class SessionPass:
     retry_failed: bool = False
 
     def run(self, session: Session, jobs: Iterable[Job]) -> list[Ended]:
-        """Transcribe what has no stitched transcript yet. Raises TransientError, and InputRefused for bad options."""
+        """Transcribe what has no stitched transcript yet.
+
+        Raises TransientError, and InputRefused for bad options, when all else is done.
+        """
         ordered = sorted({job.key: job for job in jobs}.values(), key=_index)
+        errors: list[RouterError] = []
+        ended: dict[str, Ended] = {}
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="session") as pool:
+
+            def write(made: dict[str, Transcript | PermanentError], some: Iterable[Job]) -> None:
+                for one in pool.map(partial(self._try_to_end, made, errors), some):
+                    if one:
+                        ended[one.job.key] = one
+
             open_jobs = [job for job, todo in zip(ordered, pool.map(self._is_open, ordered), strict=True) if todo]
-            made: dict[str, Transcript | PermanentError] = {}
-            language = None  # settled once, by the first group that speaks
+            language = None  # settled once, by the first group that was asked for it and speaks
             for group in _groups(open_jobs):
-                found = self._hear(session, group, ordered, pool, language)
-                language = language or next((one.language for one in found.values() if _speaks(one)), None)
-                made |= found
-            return list(pool.map(lambda job: self._end(job, made.get(job.key)), ordered))
+                try:
+                    made = self._hear(session, group, ordered, pool, language)
+                except RouterError as error:
+                    errors.append(error)
+                    continue
+                if group[0].options.language is None:
+                    language = language or next((one.language for one in made.values() if _speaks(one)), None)
+                write(made, [job for job in group if job.key in made])
+            if errors:
+                raise errors[0]
+            write({}, [job for job in ordered if job.key not in ended])
+        if errors:
+            raise errors[0]
+        return [ended[job.key] for job in ordered]
+
+    def _try_to_end(
+        self, made: dict[str, Transcript | PermanentError], errors: list[RouterError], job: Job
+    ) -> Ended | None:
+        """One chunk's trouble with S3 is not the others'."""
+        try:
+            return self._end(job, made.get(job.key))
+        except TransientError as error:
+            errors.append(error)
+            return None
 
     def _is_open(self, job: Job) -> bool:
         outcome = read_outcome(self.store, job)
@@ -114,6 +144,8 @@ class SessionPass:
             wishes = wishes if wishes.language else wishes.model_copy(update={"language": language})
             recognitions = self.transcriber.listen(track, wishes, wanted=wanted)
             heard = {chunk.index for chunk in got if chunk.decoded or chunk.error}
+            around = {near for place in wanted for near in (audible[place].index - 1, audible[place].index + 1)}
+            heard |= {index for index in around - heard if index and self._is_gone(group[0], index)}
             last = self._last_index(session)
             for place in wanted:
                 chunk = audible[place]
@@ -153,6 +185,17 @@ class SessionPass:
         except PermanentError as error:
             return _Chunk(job, index, error=error)
         return _Chunk(job, index, *got) if got else _Chunk(job, index)
+
+    def _is_gone(self, like: Job, index: int) -> bool:
+        """Whether a chunk has its outcome and no audio any more: nobody will ever hear it."""
+        names = like.audio
+        assert isinstance(names, ChunkKey)
+        for key in names.sibling_keys(index):
+            other = parse_key(key)
+            assert isinstance(other, ChunkKey)
+            if self.store.head(other.output_key) or self.store.head(other.error_key):
+                return True
+        return False
 
     def _last_index(self, session: Session) -> int | None:
         """The session's last chunk, if that is known already."""

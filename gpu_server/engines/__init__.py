@@ -167,7 +167,7 @@ class Heard:
 
     ``words``: times in seconds from the window's start. ``avg_logprob``: mean log probability of a token.
     ``looping``: the text repeats itself as speech does not. ``heard_from``: seconds of the window before that are
-    another's, and not in the text.
+    another's, and not in the text. ``shared``: others had a part in the window, and have the rest of its words.
     """
 
     text: str
@@ -178,6 +178,7 @@ class Heard:
     no_speech_prob: float
     looping: bool = False
     heard_from: float = 0.0
+    shared: bool = False
 
 
 class Detector(Protocol):
@@ -216,10 +217,10 @@ class Recognizer(Protocol):
 
 
 class Aligner(Protocol):
-    """Gives words better times than the recognizer's. One thread makes every call."""
+    """Gives words better times than the recognizer's. One thread makes every call to `align`."""
 
     def covers(self, language: str) -> bool:
-        """Whether there is a model for this language on this machine."""
+        """Whether there is a model for this language on this machine. From any thread; may load it."""
         ...
 
     def align(self, pieces: Sequence[tuple[Audio, str]], language: str) -> list[tuple[Word, ...] | None]:

@@ -36,6 +36,7 @@ LOOPING_WORDS = 4  # words in a row that say the same, this often: "thank you th
 # English speech has some 4 tokens a second; whoever needs more than this is in a loop, and holds up its whole batch.
 TOKENS_PER_SECOND = 15
 SPARE_TOKENS = 20
+MOST_TOKENS = 224  # of a text: half of the decoder's 448 positions
 SURE_LOGPROB = -0.5  # mean of a token: a greedy search that reaches it is about as good as the beam's (measured)
 SAMPLES = 5  # texts sampled at a temperature above 0, of which the likeliest is taken: Whisper's best_of
 PREPENDED = "\"'“¿([{-"  # punctuation that belongs to the word after it; both are faster-whisper's
@@ -157,7 +158,7 @@ class WhisperRecognizer:
         results = whisper.model.generate(
             encoded,
             prompts,
-            max_length=min(self._whisper.max_length, len(prompts[0]) + max(map(_most_tokens, windows))),
+            max_length=self._max_length(len(prompts[0]), max(map(_most_tokens, windows))),
             return_scores=True,
             return_no_speech_prob=True,
             **search,
@@ -211,6 +212,10 @@ class WhisperRecognizer:
             for language, ranking in zip(wanted, rankings, strict=True)
         ]
 
+    def _max_length(self, prompt: int, tokens: int) -> int:
+        """CTranslate2 ends a text at half of this length, or where prompt and text together have it."""
+        return min(2 * MOST_TOKENS, max(2 * tokens, prompt + tokens))
+
     def _prompt(self, options: Options, language: str) -> list[int]:
         tokenizer = self._tokenizer(language, options.task)
         prompt = clean_prompt(options.initial_prompt)
@@ -218,7 +223,8 @@ class WhisperRecognizer:
         found: list[int] = self._whisper.get_prompt(
             tokenizer, previous, without_timestamps=True, hotwords=clean_prompt(options.hotwords)
         )
-        return found
+        most = MOST_TOKENS  # the other half of the positions is the text's
+        return found if len(found) <= most else found[:1] + found[1 - most :]
 
     def _any_language(self, options: Options) -> str:
         """Prompts of all languages have one length."""
@@ -268,7 +274,7 @@ def faults() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if re.search(r"out of memory|failed to allocate", str(error), re.IGNORECASE):
+        if re.search(r"out of memory|failed to allocate|alloc_failed", str(error), re.IGNORECASE):
             raise OutOfMemory("The GPU has no memory left for this.") from error
         if re.search(r"cuda|cublas|cudnn", str(error), re.IGNORECASE):
             raise EngineFault("The GPU failed.") from error
@@ -276,7 +282,7 @@ def faults() -> Iterator[None]:
 
 
 def _most_tokens(window: Window) -> int:
-    return len(window.audio) * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS
+    return min(MOST_TOKENS, len(window.audio) * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS)
 
 
 def _pad(features: Features, frames: int) -> Features:

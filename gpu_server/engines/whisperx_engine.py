@@ -53,7 +53,7 @@ class PyannoteDetector:
     def __call__(self, audio: Audio) -> list[Span]:
         if len(audio) < SHORTEST:
             return []
-        with self._lock, warnings.catch_warnings():
+        with self._lock, faults(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pooling over very short audio
             scores = self._pipeline({"waveform": torch.from_numpy(audio).unsqueeze(0), "sample_rate": SAMPLE_RATE})
         binarize = whisperx.vads.pyannote.Binarize(max_duration=LONGEST_SECONDS, onset=ONSET, offset=OFFSET)
@@ -79,6 +79,7 @@ class Wav2Vec2Aligner:
         self._device = device
         self._directory = directory
         self._aligners: dict[str, Aligner | None] = {}
+        self._loading = threading.Lock()
 
     def covers(self, language: str) -> bool:
         return self._aligner(language) is not None
@@ -113,9 +114,11 @@ class Wav2Vec2Aligner:
         )
 
     def _aligner(self, language: str) -> Aligner | None:
-        if language not in self._aligners:
-            self._aligners[language] = load_aligner(language, device=self._device, directory=self._directory)
-        return self._aligners[language]
+        with self._loading:
+            if language not in self._aligners:
+                with faults():
+                    self._aligners[language] = load_aligner(language, device=self._device, directory=self._directory)
+            return self._aligners[language]
 
 
 class _Ready:

@@ -1,5 +1,6 @@
 """From a track to what was said in it, with a recognizer that says what the test has written down for it."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,8 @@ class Scripted:
         self.hear = hear
         self.languages = languages
         self.asked: list[Window] = []
+        self.busy, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
 
     def key(self, window: Window) -> object:
         return window.temperature
@@ -46,6 +49,8 @@ class Scripted:
         return np.zeros((1, 1), dtype=np.float32)
 
     def recognize(self, windows: Sequence[Window], features: Sequence[Features]) -> list[Heard]:
+        self.busy.set()
+        assert self.gate.wait(timeout=20)
         self.asked += windows
         return [self.hear(window) for window in windows]
 
@@ -225,3 +230,26 @@ def test_a_translation_keeps_the_recognizers_times(room: Room) -> None:
     listener = room.listener(Scripted(lambda window: heard(("word.", 0.5, 4)), MANY), Aligned())
     (recognition,) = listener.listen(room.track((0.5, 5)), Options(language="en", task="translate"))
     assert (recognition.alignment, recognition.segments[0].start) == ("attention", 0.5)
+
+
+def test_a_chunk_that_got_no_words_of_a_shared_window_is_heard_alone(room: Room) -> None:
+    """The recognizer stops after the first chunk's sentence."""
+
+    def hear(window: Window) -> Heard:
+        said = "first." if window.audio[0] < 0.3 else "second."
+        return heard((said, 0.1, 3.9))
+
+    recognizer = Scripted(hear, ENGLISH)
+    recognizer.gate.clear()
+    listener = room.listener(recognizer)
+    tracks = [room.track((0.5, 4)), room.track((0.2, 4)), room.track((0.4, 4))]
+    with ThreadPoolExecutor(3) as pool:
+        busy = pool.submit(listener.listen, tracks[0], Options())
+        assert recognizer.busy.wait(timeout=20)
+        both = [pool.submit(listener.listen, tracks[n], Options(), seat=Seat("s", n)) for n in (1, 2)]
+        while sum(map(len, listener._scheduler._queues.values())) < 2:
+            assert not any(future.done() for future in both)
+        recognizer.gate.set()
+        busy.result(timeout=20)
+        assert [future.result(timeout=20)[0].text for future in both] == ["first.", "second."]
+    assert recognizer.lengths() == [4, 8, 4]

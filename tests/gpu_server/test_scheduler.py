@@ -252,3 +252,14 @@ def test_many_threads_at_once_get_their_own() -> None:
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(ask, range(1, 200))) == [[n] for n in range(1, 200)]
     scheduler.close()
+
+
+def test_a_recognizer_whose_thread_ends_says_so_and_lets_nobody_hang() -> None:
+    told = threading.Event()
+    reader = Reader()
+    observer = Observer(worked=lambda seconds, windows, items: 1 / 0)  # type: ignore[arg-type, return-value]
+    scheduler = Scheduler(reader, on_fault=told.set, observer=observer)
+    assert numbers(scheduler.submit(window(1), owner=1).result(timeout=20)) == [1]
+    assert told.wait(timeout=20)
+    with pytest.raises(EngineFault):
+        scheduler.submit(window(2), owner=2).result(timeout=20)

@@ -259,3 +259,26 @@ def test_wishes_the_model_cannot_fulfil_leave_no_record(recorded: Recorded) -> N
     assert read_answer(answer).said is not Said.REFUSED
     for index, etag in etags.items():
         assert read_failure(recorded.store, Job(bucket=recorded.store.bucket, key=key(index), etag=etag)) is None
+
+
+def test_the_neighbour_of_a_chunk_whose_audio_expired_is_stitched_all_the_same(recorded: Recorded) -> None:
+    """Nobody can hear more than is there: else every batch run would hear the session again."""
+    recorded.record(1, 2, 3)
+    recorded.end(3)
+    for index in (1, 2, 3):
+        recorded.from_s3(key(index))
+    recorded.store.delete(key(2))
+    recorded.stitch()
+    assert recorded.passes(1, 3) == {1: "stitched", 3: "stitched"}
+
+
+def test_trouble_with_one_group_leaves_the_others_their_transcripts(recorded: Recorded) -> None:
+    """Chunk 1 was heard in German; the model of today knows English and German, and nothing of Welsh."""
+    recorded.record(1, 2, 3, 4)
+    recorded.end(4)
+    recorded.from_s3(key(1), language="de")
+    for index in (2, 3, 4):
+        recorded.from_s3(key(index))
+    recorded.engine.languages = frozenset({"en"})
+    assert recorded.stitch().status_code == 400
+    assert recorded.passes(1, 2, 3, 4) == {1: "live", 2: "stitched", 3: "stitched", 4: "stitched"}
