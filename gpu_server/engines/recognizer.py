@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -41,6 +41,7 @@ SURE_LOGPROB = -0.5  # mean of a token: a greedy search that reaches it is about
 SAMPLES = 5  # texts sampled at a temperature above 0, of which the likeliest is taken: Whisper's best_of
 PREPENDED = "\"'“¿([{-"  # punctuation that belongs to the word after it; both are faster-whisper's
 APPENDED = "\"'.。,，!！?？:：”)]}、"
+APOSTROPHES = ("'", "’")
 SENTENCE_ENDS = frozenset(".。!！?？")
 MAX_MEDIAN_SECONDS = 0.7  # of a word
 LONGEST_WORD_SECONDS = 2.0
@@ -314,8 +315,11 @@ def _timed(alignment: list[dict[str, Any]]) -> tuple[Word, ...]:
         elif word["end"] - word["start"] > LONGEST_WORD_SECONDS:
             word["end"] = word["start"] + longest
     merge_punctuations(alignment, PREPENDED, APPENDED)
-    return tuple(
-        Word(word=word["word"], start=float(word["start"]), end=float(word["end"]), score=float(word["probability"]))
-        for word in alignment
-        if word["word"]
-    )
+    words: list[Word] = []
+    for word in alignment:
+        text, end = word["word"], float(word["end"])
+        if words and text.startswith(APOSTROPHES):  # "o'clock" comes in two
+            words[-1] = replace(words[-1], word=words[-1].word + text, end=max(words[-1].end, end))
+        elif text:
+            words.append(Word(word=text, start=float(word["start"]), end=end, score=float(word["probability"])))
+    return tuple(words)
