@@ -42,6 +42,7 @@ class _Item:
     """A window that waits."""
 
     window: Window
+    key: Hashable  # the recognizer's: windows with equal ones may share a batch
     place: Place | None
     future: Future[Heard] = field(default_factory=Future)
 
@@ -104,7 +105,7 @@ class Scheduler:
 
     def submit(self, window: Window, *, owner: Hashable, place: Place | None = None) -> Future[Heard]:
         """Queue a window of `owner`'s. A `place` lets it share a window with its neighbours."""
-        item = _Item(window, place)
+        item = _Item(window, self._recognizer.key(window), place)
         with self._changed:
             if self._closed:
                 item.future.set_exception(EngineFault("The recognizer has stopped."))
@@ -185,10 +186,9 @@ class Scheduler:
                 return groups
 
     def _fits(self, group: _Group, groups: Sequence[_Group]) -> bool:
-        first = groups[0].window
         frames = [group.window.frames, *(other.window.frames for other in groups)]
         return (
-            self._recognizer.key(group.window) == self._recognizer.key(first)
+            group.items[0].key == groups[0].items[0].key
             and max(frames) <= ALIKE * min(frames)
             and max(frames) * len(frames) <= self._most_frames
         )

@@ -26,9 +26,9 @@ from shared.combine import Combiner, Status
 from shared.errors import PermanentError, RefusedKey, SourceMissing
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, Session, session_of
-from shared.outcomes import read_failure, read_outcome, record_failure
+from shared.outcomes import read_failure, read_outcome, record_failure, source_of
 from shared.store import Store
-from shared.transcript import ObjectRef, Transcript
+from shared.transcript import Transcript
 
 T = TypeVar("T")
 logger = Logger(service="gpu-server", child=True)
@@ -208,7 +208,7 @@ class Service:
             decoded,
             recognition,
             job.options,
-            source=ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id),
+            source=source_of(job),
             route=route,
             pass_="live" if isinstance(names, ChunkKey) else None,
         )

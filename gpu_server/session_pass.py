@@ -16,14 +16,15 @@ from typing import TypeGuard
 
 from gpu_server.chunks import Chunks
 from gpu_server.decoding import Decoded
+from gpu_server.engines import UnknownLanguage, UnsupportedOption
 from gpu_server.track import join
 from gpu_server.transcriber import Route, Transcriber
 from shared.chunk_writer import Written, write_transcript
-from shared.errors import BadManifest, PermanentError, RefusedKey, RouterError, TransientError
+from shared.errors import BadManifest, PermanentError, RouterError, TransientError
 from shared.jobs import Job, Options
-from shared.keys import ChunkKey, Session, parse_key
+from shared.keys import ChunkKey, Session, parse_chunk_key, parse_key
 from shared.manifest import parse_manifest
-from shared.outcomes import precedence, read_failure, read_outcome, record_failure
+from shared.outcomes import HEADER_MISSING, precedence, read_failure, read_outcome, record_failure, source_of
 from shared.sessions import ChunkOutcome, combine_chunks
 from shared.store import ObjectInfo, Store
 from shared.transcript import ErrorRecord, ObjectRef, Transcript
@@ -33,7 +34,7 @@ GROUP = 360  # chunks on one track: half an hour of 5-second ones. Its neighbour
 FAILED = "failed"
 MISSING = "chunk-missing"
 # Not the audio's fault: its header may arrive later, and what a caller asked for is that caller's to change.
-UNRECORDED = frozenset({"media-header-missing", "language-unknown", "option-unsupported"})
+UNRECORDED = frozenset({HEADER_MISSING, UnknownLanguage.type, UnsupportedOption.type})
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class SessionPass:
                     chunk.decoded,
                     recognitions[place] if chunk.decoded.samples else None,
                     chunk.job.options,
-                    source=_source(chunk.job),
+                    source=source_of(chunk.job),
                     route=self.route,
                     pass_="live" if alone else "stitched",
                 )
@@ -231,7 +232,7 @@ def jobs_in(store: Store, session: Session, options: Options) -> list[Job]:
     """A job for every chunk of the session that is in S3 now, with the wishes it was transcribed with before."""
     newest: dict[int, ObjectInfo] = {}
     for info in store.list(session.audio_prefix):
-        names = _chunk_key(info.key)
+        names = parse_chunk_key(info.key)
         if names and names.session == session and info.size:
             newest[names.index] = max(info, newest.get(names.index, info), key=precedence)
 
@@ -272,14 +273,6 @@ def _nothing(store: Store, index: int) -> ChunkOutcome:
     return ChunkOutcome(index, "", "", "", "", record)
 
 
-def _chunk_key(key: str) -> ChunkKey | None:
-    try:
-        names = parse_key(key)
-    except RefusedKey:
-        return None
-    return names if isinstance(names, ChunkKey) else None
-
-
 def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that can be heard in one go: with the same wishes, one to an index, not too many."""
     for _, alike in groupby(jobs, key=lambda job: job.options):
@@ -304,7 +297,3 @@ def _index(job: Job) -> int:
     names = job.audio
     assert isinstance(names, ChunkKey)
     return names.index
-
-
-def _source(job: Job) -> ObjectRef:
-    return ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gpu_server.decoding import BYTES_PER_SAMPLE
 from gpu_server.engines import SAMPLE_RATE, Audio, Span
 
-BYTES_PER_SAMPLE = 2
 COPY_BYTES = 1 << 20
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from shared.errors import BadManifest, Contended, RefusedKey
+from shared.errors import BadManifest, Contended
 from shared.jobs import Job
-from shared.keys import DERIVED_FORMATS, ChunkKey, Session, parse_key
+from shared.keys import DERIVED_FORMATS, ChunkKey, Session, parse_chunk_key
 from shared.manifest import Manifest, parse_manifest
 from shared.outcomes import JSON, ROUNDS, duplicate_chunk, precedence, put_record, record_failure
 from shared.sessions import ChunkOutcome, combine_chunks, seconds_by_route
@@ -183,7 +183,7 @@ class Combiner:
         """The session's view, or how many of its chunks have no outcome."""
         audio: dict[int, list[ObjectInfo]] = defaultdict(list)
         for info in self._store.list(session.audio_prefix):
-            names = _chunk_key(info.key)
+            names = parse_chunk_key(info.key)
             if names and names.session == session:
                 audio[names.index].append(info)
         outputs = {info.key: info.etag for info in self._store.list(session.transcript_prefix)}
@@ -191,7 +191,7 @@ class Combiner:
         chunks, missing = [], []
         for index in range(1, manifest.chunk_count + 1):
             winner = max(audio[index], key=precedence) if index in audio else None
-            names = _chunk_key(winner.key) if winner else orphans.get(index)
+            names = parse_chunk_key(winner.key) if winner else orphans.get(index)
             chunk = names and _Chunk(index, names, winner, outputs.get(names.output_key), outputs.get(names.error_key))
             if chunk and (chunk.transcript_etag or chunk.error_etag):
                 chunks.append(chunk)
@@ -207,7 +207,7 @@ class Combiner:
     def _settle_losers(self, rivals: list[ObjectInfo], winner: ObjectInfo, outputs: dict[str, str]) -> None:
         """Two audio objects with one chunk number: the loser gets an error record, where its own has a place."""
         for loser in rivals:
-            names = _chunk_key(loser.key)
+            names = parse_chunk_key(loser.key)
             if loser is not winner and names and names.error_key not in outputs:
                 job = Job(bucket=self._store.bucket, key=loser.key, etag=loser.etag)
                 record_failure(self._store, job, duplicate_chunk(winner.key))
@@ -276,14 +276,6 @@ class Combiner:
             type=error.type, message=error.message, source=source, attempts=1, created_at=datetime.now(UTC)
         )
         put_record(self._store, session.error_key, record, if_match=stored.etag if stored else ABSENT)
-
-
-def _chunk_key(key: str) -> ChunkKey | None:
-    try:
-        parsed = parse_key(key)
-    except RefusedKey:
-        return None
-    return parsed if isinstance(parsed, ChunkKey) else None
 
 
 def _outputs_by_index(session: Session, outputs: dict[str, str]) -> dict[int, ChunkKey]:

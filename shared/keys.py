@@ -167,6 +167,15 @@ def parse_audio_key(key: str) -> AudioKey:
     raise _refused(key, reason)
 
 
+def parse_chunk_key(key: str) -> ChunkKey | None:
+    """The chunk that `key` names, None for whatever else it is: for listings, in which nothing has to be explained."""
+    try:
+        parsed = parse_key(key)
+    except RefusedKey:
+        return None
+    return parsed if isinstance(parsed, ChunkKey) else None
+
+
 def session_of(key: ParsedKey) -> Session | None:
     """The session whose completeness depends on this object, if any."""
     return key.session if isinstance(key, ChunkKey | ManifestKey) else None

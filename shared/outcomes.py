@@ -39,6 +39,11 @@ class Standing(StrEnum):
     OPEN = "open"
 
 
+def source_of(job: Job) -> ObjectRef:
+    """How the job's outcome names its input."""
+    return ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id)
+
+
 def is_source(source: object, job: Job) -> bool:
     """True when `source` names the very input of `job`."""
     return isinstance(source, ObjectRef) and (source.key, source.etag) == (job.key, job.etag)
@@ -120,7 +125,7 @@ def record_failure(store: Store, job: Job, error: PermanentError, *, attempts: i
     record = ErrorRecord(
         type=error.type,
         message=error.message,
-        source=ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id),
+        source=source_of(job),
         attempts=attempts,
         header_etag=_header_etag(store, job) if error.type == HEADER_MISSING else None,
         created_at=datetime.now(UTC),
