@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 import av
 import av.error
+from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
@@ -45,6 +46,7 @@ PROTOCOLS = "file,pipe"
 STUB_BYTES = 128
 KNOWN_STUB_BYTES = 1024
 SNIFF_BYTES = 1 << 20
+RESAMPLED_TOGETHER = 9_600  # samples of the source: frames of 20 ms one by one would take twice the time
 
 
 class MediaError(Exception):
@@ -251,7 +253,7 @@ class _Anonymous:
 
 
 class _Sink:
-    """Resamples frame by frame and counts what it writes."""
+    """Resamples and counts what it writes."""
 
     def __init__(self, out: BinaryIO, *, limits: Limits) -> None:
         self.samples = 0
@@ -259,6 +261,7 @@ class _Sink:
         self._limits = limits
         self._most = int(limits.max_seconds * SAMPLE_RATE)
         self._shape: tuple[str, str, int] | None = None
+        self._collected = AudioFifo()
         self._resampler: AudioResampler | None = None
 
     def write(self, frame: AudioFrame) -> None:
@@ -267,16 +270,25 @@ class _Sink:
             self._check(frame)
             self.finish()
             self._shape = shape
+            self._collected = AudioFifo()
             self._resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-        assert self._resampler is not None
         frame.pts = None  # time is counted in samples; gaps in timestamps are not filled
-        self._take(self._resampler.resample(frame))
+        self._collected.write(frame)
+        if self._collected.samples >= RESAMPLED_TOGETHER:
+            self._resample()
 
     def finish(self) -> None:
-        """Write what the resampler still holds."""
+        """Write what is still held."""
         if self._resampler is not None:
+            self._resample()
             self._take(self._resampler.resample(None))
             self._resampler = None
+
+    def _resample(self) -> None:
+        assert self._resampler is not None
+        frame = self._collected.read()
+        if frame is not None:
+            self._take(self._resampler.resample(frame))
 
     def _check(self, frame: AudioFrame) -> None:
         limits = self._limits

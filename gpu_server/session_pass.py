@@ -216,7 +216,8 @@ class SessionPass:
             written = write_transcript(
                 self.store,
                 job,
-                lambda: made,
+                lambda: None,
+                made=made,
                 retry_failed=self.retry_failed,
                 stitched=made is not None and made.is_stitched,
             )

@@ -8,26 +8,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
-from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, Audio, Span
+from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, SHORT_FRAMES, Audio, Span
 from gpu_server.track import Track
 
-# A second of audio is cheapest in windows of 10 to 20 s, and heard best in the longest.
-LONGEST = 22 * SAMPLE_RATE
+LONGEST = 22 * SAMPLE_RATE  # longer ones are dearer and heard no better
+LEAST = LONGEST // 2  # of a window that is cut off because more speech follows
 LONGEST_SILENCE = 2 * SAMPLE_RATE  # inside a window: the recognizer fills longer ones with fancies
 BLOCK = 240 * SAMPLE_RATE  # of audio in memory while speech is searched
-# Silence after a window's end without which Whisper loops: short windows need most of it.
-MARGIN_FRAMES = 4 * FRAME_RATE
-STEP_FRAMES = 2 * FRAME_RATE  # lengths are rounded up to this, so that windows of a batch are alike
-LEAST_FRAMES = 12 * FRAME_RATE
+# Silence after a window's end, without which Whisper repeats itself; a short one has more of it from memory.
+SHORT_MARGIN_FRAMES = FRAME_RATE
+MARGIN_FRAMES = 2 * FRAME_RATE
+STEP_FRAMES = FRAME_RATE // 2  # lengths are rounded up to this
 
 Detect = Callable[[Audio], list[Span]]
 
 
 def padded_frames(samples: int) -> int:
     """How long a window of so many samples is made, in mel frames."""
-    wanted = samples * FRAME_RATE // SAMPLE_RATE + MARGIN_FRAMES
-    rounded = -(-wanted // STEP_FRAMES) * STEP_FRAMES
-    return min(FULL_FRAMES, max(LEAST_FRAMES, rounded))
+    content = samples * FRAME_RATE // SAMPLE_RATE
+    short = _rounded(content + SHORT_MARGIN_FRAMES)
+    return short if short <= SHORT_FRAMES else min(FULL_FRAMES, _rounded(content + MARGIN_FRAMES))
+
+
+def _rounded(frames: int) -> int:
+    return -(-frames // STEP_FRAMES) * STEP_FRAMES
 
 
 def speech_windows(track: Track, detect: Detect, *, block: int = BLOCK) -> Iterator[Span]:
@@ -38,16 +42,28 @@ def speech_windows(track: Track, detect: Detect, *, block: int = BLOCK) -> Itera
 
 def merge(speech: Iterable[Span]) -> Iterator[Span]:
     """Put neighbouring spans together, silence between them included, as far as a window goes."""
-    window: Span | None = None
+    held: list[Span] = []
     for span in speech:
-        if window and span.end - window.start <= LONGEST and span.start - window.end <= LONGEST_SILENCE:
-            window = Span(window.start, max(window.end, span.end))
-            continue
-        if window:
-            yield window
-        window = span
-    if window:
-        yield window
+        if held and span.start - held[-1].end > LONGEST_SILENCE:
+            yield _around(held)
+            held = []
+        while held and span.end - held[0].start > LONGEST:
+            cut = _longest_pause([*held, span])
+            yield _around(held[:cut])
+            held = held[cut:]
+        held.append(span)
+    if held:
+        yield _around(held)
+
+
+def _around(spans: Sequence[Span]) -> Span:
+    return Span(spans[0].start, max(span.end for span in spans))
+
+
+def _longest_pause(spans: Sequence[Span]) -> int:
+    """The place of the span before which to cut: sentences end in long pauses, and hear better whole."""
+    filled = [place for place in range(1, len(spans)) if spans[place - 1].end - spans[0].start >= LEAST]
+    return max(filled or [len(spans) - 1], key=lambda place: spans[place].start - spans[place - 1].end)
 
 
 def _speech(track: Track, stretch: Span, detect: Detect, block: int) -> Iterator[Span]:

@@ -48,13 +48,20 @@ class Written(StrEnum):
 
 
 def write_transcript(
-    store: Store, job: Job, produce: Produce, *, retry_failed: bool = False, stitched: bool = False
+    store: Store,
+    job: Job,
+    produce: Produce,
+    *,
+    made: Transcript | None = None,
+    retry_failed: bool = False,
+    stitched: bool = False,
 ) -> Written:
     """Run the protocol for one job.
 
     Args:
         produce: makes the transcript, from this very version of the audio; called until it gives one, so never again
             after. None when the audio changed or went away meanwhile: the next round says which.
+        made: the transcript, where it is there already: then the first look at S3 is the last one before the PUT.
         retry_failed: transcribe although this input's failure is on record.
         stitched: `produce` gives the better, stitched transcript: a live one is replaced, a stitched one stands.
             A live writer leaves whatever it finds for its input.
@@ -65,13 +72,13 @@ def write_transcript(
     """
     parse_audio_key(job.key)
     record = read_record(store, job)
-    produced: Transcript | None = None
+    produced = made
     lost: Exception | None = None
     for _ in range(ROUNDS):
         current = read_outcome(store, job)
         transcribed = current.transcript if current.is_for(job) else None
         if transcribed and (transcribed.is_stitched or not stitched):
-            return Written.WRITTEN if produced else Written.ALREADY_DONE
+            return Written.ALREADY_DONE if produced is made else Written.WRITTEN
         if record and not transcribed and not retry_failed and record_stands(store, job, record):
             return Written.ALREADY_FAILED
         source = store.head(job.key)

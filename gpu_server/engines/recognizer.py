@@ -9,18 +9,19 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
-from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage, merge_punctuations
+from faster_whisper.transcribe import get_compression_ratio
 
 from gpu_server.engines import (
     FRAME_RATE,
     SAMPLE_RATE,
+    SHORT_FRAMES,
     UNDETERMINED,
     EngineFault,
     Features,
@@ -30,6 +31,8 @@ from gpu_server.engines import (
     Window,
     Word,
 )
+from gpu_server.engines.encodings import SilentEnd, rows
+from gpu_server.engines.word_times import timed
 
 LOOPING_RATIO = 2.4  # text that compresses better than this repeats itself: the Whisper paper's threshold
 LOOPING_WORDS = 4  # words in a row that say the same, this often: "thank you thank you thank you thank you"
@@ -39,12 +42,6 @@ SPARE_TOKENS = 20
 MOST_TOKENS = 224  # of a text: half of the decoder's 448 positions
 SURE_LOGPROB = -0.5  # mean of a token: a greedy search that reaches it is about as good as the beam's (measured)
 SAMPLES = 5  # texts sampled at a temperature above 0, of which the likeliest is taken: Whisper's best_of
-PREPENDED = "\"'“¿([{-"  # punctuation that belongs to the word after it; both are faster-whisper's
-APPENDED = "\"'.。,，!！?？:：”)]}、"
-APOSTROPHES = ("'", "’")
-SENTENCE_ENDS = frozenset(".。!！?？")
-MAX_MEDIAN_SECONDS = 0.7  # of a word
-LONGEST_WORD_SECONDS = 2.0
 STFT_SAMPLES = 400
 SILENCE_BELOW_PEAK = 2.0  # log-mel features end this far under their peak (8 decades over 4)
 SPECIAL_TOKEN = re.compile(r"<\|.*?\|>")
@@ -85,6 +82,7 @@ class WhisperRecognizer:
         self._greedy_first = self.device == "cpu"  # there it saves a third of the time
         self._languages = frozenset(whisper.supported_languages)
         self._lanes = lanes
+        self._end = SilentEnd(whisper)
         self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
 
     @property
@@ -116,6 +114,8 @@ class WhisperRecognizer:
         frames = max(window.frames for window in windows)
         with faults():
             encoded = whisper.encode(np.stack([_pad(one, frames) for one in features]))
+            if frames <= SHORT_FRAMES:
+                encoded = self._end.after(encoded)
             ranked = self._languages_of(windows, encoded, whisper)
             languages = [language for language, _ in ranked]
             found = self._generate(windows, languages, encoded, whisper)
@@ -147,7 +147,7 @@ class WhisperRecognizer:
         unsure = [place for place, text in enumerate(texts) if text.logprob < SURE_LOGPROB]
         if unsure:
             some, theirs = [windows[place] for place in unsure], [languages[place] for place in unsure]
-            careful = self._search(some, theirs, _rows(encoded, unsure), whisper, beam_size=self._beam_size)
+            careful = self._search(some, theirs, rows(encoded, unsure), whisper, beam_size=self._beam_size)
             for place, text in zip(unsure, careful, strict=True):
                 texts[place] = text
         return texts
@@ -193,11 +193,11 @@ class WhisperRecognizer:
             alignments = whisper.find_alignment(
                 tokenizer,
                 [texts[place] or tokenizer.encode(PLACEHOLDER) for place in places],
-                encoded if len(places) == len(windows) else _rows(encoded, places),
+                encoded if len(places) == len(windows) else rows(encoded, places),
                 [max(1, len(windows[place].audio) * FRAME_RATE // SAMPLE_RATE) for place in places],
             )
             for place, alignment in zip(places, alignments, strict=True):
-                words[place] = _timed(alignment) if texts[place] else ()
+                words[place] = timed(alignment) if texts[place] else ()
         return words
 
     def _languages_of(self, windows: Sequence[Window], encoded: Any, whisper: WhisperModel) -> list[tuple[str, float]]:
@@ -292,34 +292,3 @@ def _pad(features: Features, frames: int) -> Features:
         return features
     silence = features.max() - SILENCE_BELOW_PEAK if features.size else -1.5
     return np.pad(features, ((0, 0), (0, missing)), constant_values=silence)
-
-
-def _rows(encoded: Any, places: list[int]) -> Any:
-    """Some windows of an encoder's output."""
-    import ctranslate2
-
-    on_host = encoded.to_device(ctranslate2.Device.cpu)
-    return get_ctranslate2_storage(np.ascontiguousarray(np.array(on_host)[places]))
-
-
-def _timed(alignment: list[dict[str, Any]]) -> tuple[Word, ...]:
-    """faster-whisper's alignment as words. Attention gives pauses to the words around them: those are cut short."""
-    lengths = [word["end"] - word["start"] for word in alignment if word["end"] > word["start"]]
-    longest = 2 * min(MAX_MEDIAN_SECONDS, float(np.median(lengths))) if lengths else 0.0
-    for before, word in pairwise([{"word": "."}, *alignment]):
-        too_long = word["end"] - word["start"] > longest
-        if too_long and word["word"].strip() in SENTENCE_ENDS:
-            word["end"] = word["start"] + longest
-        elif too_long and before["word"].strip() in SENTENCE_ENDS:
-            word["start"] = word["end"] - longest
-        elif word["end"] - word["start"] > LONGEST_WORD_SECONDS:
-            word["end"] = word["start"] + longest
-    merge_punctuations(alignment, PREPENDED, APPENDED)
-    words: list[Word] = []
-    for word in alignment:
-        text, end = word["word"], float(word["end"])
-        if words and text.startswith(APOSTROPHES):  # "o'clock" comes in two
-            words[-1] = replace(words[-1], word=words[-1].word + text, end=max(words[-1].end, end))
-        elif text:
-            words.append(Word(word=text, start=float(word["start"]), end=end, score=float(word["probability"])))
-    return tuple(words)

@@ -291,7 +291,9 @@ def test_an_idle_childs_death_is_not_noticed_by_callers(pool: DecodePool, tmp_pa
     running = pool._current()
     for child in list(running._pool_manager.worker_manager.workers.values()):
         child.kill()
-    time.sleep(0.3)  # long enough for the pool to find out, and to break
+    deadline = time.monotonic() + 30
+    while running.active and time.monotonic() < deadline:  # until the pool finds out, and breaks
+        time.sleep(0.01)
     assert in_pool(pool, media.webm(), tmp_path).samples > 0
 
 

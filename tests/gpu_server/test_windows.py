@@ -7,9 +7,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, Audio, Span
+from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, SHORT_FRAMES, Audio, Span
 from gpu_server.track import Track, join, whole
-from gpu_server.windows import LONGEST, LONGEST_SILENCE, MARGIN_FRAMES, merge, padded_frames, speech_windows
+from gpu_server.windows import (
+    LONGEST,
+    LONGEST_SILENCE,
+    MARGIN_FRAMES,
+    SHORT_MARGIN_FRAMES,
+    merge,
+    padded_frames,
+    speech_windows,
+)
 
 SECOND = SAMPLE_RATE
 
@@ -47,15 +55,20 @@ def test_a_window_begins_and_ends_with_speech_and_has_no_long_silence(speech: li
         assert all(b.start - a.end <= LONGEST_SILENCE for a, b in itertools.pairwise(inside))
 
 
-def test_neighbouring_speech_fills_a_window_as_far_as_it_goes() -> None:
-    assert list(merge(spans((0, 10), (11, 21), (21.5, 28), (28.5, 33)))) == spans((0, 21), (21.5, 33))
+def test_neighbouring_speech_fills_a_window_and_is_cut_at_the_longest_pause_of_its_second_half() -> None:
+    speech = spans((0, 6), (8, 12), (12.2, 15), (15.8, 19), (19.3, 21), (21.4, 25))
+    assert list(merge(speech)) == spans((0, 15), (15.8, 25))
+    assert list(merge(spans((0, 21), (21.2, 40)))) == spans((0, 21), (21.2, 40))
 
 
 @given(st.integers(0, 30 * SECOND))
 def test_a_window_is_padded_by_a_margin_and_never_beyond_what_whisper_knows(samples: int) -> None:
     frames = padded_frames(samples)
-    assert frames <= FULL_FRAMES
-    assert frames == FULL_FRAMES or frames >= samples * FRAME_RATE // SECOND + MARGIN_FRAMES
+    margin = frames - samples * FRAME_RATE // SECOND
+    if frames <= SHORT_FRAMES:
+        assert margin >= SHORT_MARGIN_FRAMES
+    else:
+        assert frames == FULL_FRAMES or (frames < FULL_FRAMES and margin >= MARGIN_FRAMES)
 
 
 def loud(audio: Audio) -> list[Span]:
@@ -68,8 +81,9 @@ def track_with(folder: Path, speech: list[Span], samples: int) -> Track:
     pcm = np.zeros(samples, dtype="<i2")
     for span in speech:
         pcm[span.start : span.end] = 8000
-    pcm.tofile(folder / "pcm")
-    return whole(folder / "pcm")
+    path = folder / f"{samples}.pcm"
+    pcm.tofile(path)
+    return whole(path)
 
 
 def test_blocks_cut_no_speech(tmp_path: Path) -> None:
