@@ -225,7 +225,7 @@ def test_a_failure_of_old_audio_says_nothing_about_new_audio(store: MemoryStore)
 def stitch(store: MemoryStore, job: Job, text: str = "better", *, retry_failed: bool = False) -> Written:
     """What a stitched pass does with a transcript that it has made."""
     better = transcript_for(job, text, stitched=True)
-    return write_transcript(store, job, lambda: better, stitched=True, retry_failed=retry_failed)
+    return write_transcript(store, job, lambda: None, made=better, stitched=True, retry_failed=retry_failed)
 
 
 def test_a_stitched_transcript_replaces_a_live_one_and_never_the_other_way_round(
