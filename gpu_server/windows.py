@@ -19,6 +19,7 @@ BLOCK = 240 * SAMPLE_RATE  # of audio in memory while speech is searched
 SHORT_MARGIN_FRAMES = FRAME_RATE
 MARGIN_FRAMES = 2 * FRAME_RATE
 STEP_FRAMES = FRAME_RATE // 2  # lengths are rounded up to this
+LEAST_FRAMES = 6 * FRAME_RATE  # all of a 5-second chunk: what is heard in it hangs little on the company in its batch
 
 Detect = Callable[[Audio], list[Span]]
 
@@ -26,7 +27,7 @@ Detect = Callable[[Audio], list[Span]]
 def padded_frames(samples: int) -> int:
     """How long a window of so many samples is made, in mel frames."""
     content = samples * FRAME_RATE // SAMPLE_RATE
-    short = _rounded(content + SHORT_MARGIN_FRAMES)
+    short = max(LEAST_FRAMES, _rounded(content + SHORT_MARGIN_FRAMES))
     return short if short <= SHORT_FRAMES else min(FULL_FRAMES, _rounded(content + MARGIN_FRAMES))
 
 

@@ -282,25 +282,19 @@ def test_windows_in_several_languages_share_a_batch_and_read_as_they_do_alone(
 
 
 def test_a_short_window_reads_as_one_of_30_seconds(ears: Ears, tmp_path: Path) -> None:
-    """Without the silent end behind it, Whisper repeats itself in one of six of them."""
+    """Without the silent end behind it, Whisper repeats itself there."""
     recognizer = ears.listener.engine.recognizer
-    errors = words = 0
-    for sample in ("session-a", "session-b"):
-        audio = speech(f"{sample}/whole.opus", tmp_path)
-        for start in range(0, len(audio), 5 * SAMPLE_RATE):
-            chunk = audio[start : start + 5 * SAMPLE_RATE]
-            short, full = (
-                Window(audio=chunk, options=Options(language="en"), frames=frames)
-                for frames in (padded_frames(len(chunk)), FULL_FRAMES)
-            )
-            assert short.frames <= SHORT_FRAMES
-            short_text, full_text = (
-                plain(recognizer.recognize([window], [recognizer.prepare(window)])[0].text) for window in (short, full)
-            )
-            measured = jiwer.process_words(full_text, short_text)
-            errors += measured.substitutions + measured.deletions + measured.insertions
-            words += len(full_text.split())
-    assert errors <= 0.1 * words
+    audio = speech("session-b/whole.opus", tmp_path)
+    chunks = [audio[start : start + 5 * SAMPLE_RATE] for start in range(0, len(audio), 5 * SAMPLE_RATE)]
+
+    def words(frames: int) -> str:
+        windows = [Window(audio=chunk, options=Options(language="en"), frames=frames) for chunk in chunks]
+        heard = recognizer.recognize(windows, [recognizer.prepare(window) for window in windows])
+        return " ".join(plain(one.text) for one in heard)
+
+    short = padded_frames(5 * SAMPLE_RATE)
+    assert short <= SHORT_FRAMES
+    assert word_errors(words(FULL_FRAMES), words(short)) <= 0.1
 
 
 def test_a_language_is_settled_once_and_silence_has_none(multilingual: Engine, tmp_path: Path) -> None:
@@ -453,7 +447,7 @@ def test_aligning_a_batch_gives_what_aligning_one_by_one_gives(wav2vec2: Path, t
 def test_every_kind_of_recording_gets_a_sane_transcript_or_a_clear_reason(tmp_path: Path) -> None:
     """A quarter of the collected short files at once, as a busy server hears them."""
     with (media.SPEECH / "manifest.tsv").open() as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if float(row["seconds"]) < 20][::4]
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if float(row["seconds"]) < 20][::8]
     ears = Ears(load_engine("faster-whisper", model="tiny.en", device="cpu"))
 
     def hear(number: int) -> Recognition:

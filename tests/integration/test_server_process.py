@@ -1,6 +1,7 @@
 """The server as a process, with each engine: real weights, real speech, through HTTP."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -78,11 +79,16 @@ def test_real_speech_is_understood_with_a_time_for_every_word(server: Server, sa
     assert transcript["model"] == "tiny.en"
 
 
+def words(answer: httpx.Response) -> str:
+    """Without the punctuation, which a batch's padding may change."""
+    return " ".join(re.findall(r"[a-z']+", answer.json()["text"].lower()))
+
+
 def test_requests_in_parallel_get_their_own_words(server: Server) -> None:
     chunks = [DATA / sample / f"chunk-00{number}.webm" for number in (1, 2) for sample in ("session-a", "session-b")]
-    alone = [server.transcribe(chunk).json()["text"] for chunk in chunks]
+    alone = [words(server.transcribe(chunk)) for chunk in chunks]
     with ThreadPoolExecutor(len(chunks)) as pool:
-        together = [answer.json()["text"] for answer in pool.map(server.transcribe, chunks)]
+        together = list(pool.map(lambda chunk: words(server.transcribe(chunk)), chunks))
     assert together == alone
     assert len(set(alone)) == len(chunks)
 

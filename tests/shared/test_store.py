@@ -80,7 +80,7 @@ def test_a_listing_goes_on_after_a_thousand_keys(any_store: Store) -> None:
     assert [info.key for info in any_store.list("p/")] == [f"p/{number:04}" for number in range(1005)]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([b"1", b"2"]), st.sampled_from(CONDITIONS))))
 def test_memory_and_s3_agree_on_every_sequence_of_writes(writes: list[tuple[str, bytes, str]]) -> None:
     def run(store: Store) -> list[Any]:
