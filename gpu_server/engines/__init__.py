@@ -32,7 +32,7 @@ Vad = Literal["auto", "silero", "pyannote"]
 SAMPLE_RATE = 16_000  # Hz
 FRAME_RATE = 100  # mel frames a second
 FULL_FRAMES = 3000  # the 30 s that Whisper was trained on
-SHORT_FRAMES = 9 * FRAME_RATE  # windows up to this get the silence behind them from memory: `encodings.SilentEnd`
+SHORT_FRAMES = 15 * FRAME_RATE  # windows up to this get the silence behind them from memory: `encodings.SilentEnd`
 UNDETERMINED = "und"  # ISO 639-2 for "there is no telling": nothing was said
 
 
