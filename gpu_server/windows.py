@@ -12,7 +12,7 @@ from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, SHORT_FRAME
 from gpu_server.track import Track
 
 LONGEST = 22 * SAMPLE_RATE  # longer ones are dearer and heard no better
-LEAST = LONGEST // 2  # of a window that is cut off because more speech follows
+EARLIEST_CUT = LONGEST // 2  # a window that has to be cut is at least this long, where there is a pause
 LONGEST_SILENCE = 2 * SAMPLE_RATE  # inside a window: the recognizer fills longer ones with fancies
 BLOCK = 240 * SAMPLE_RATE  # of audio in memory while speech is searched
 # Silence after a window's end, without which Whisper repeats itself; a short one has more of it from memory.
@@ -63,7 +63,7 @@ def _around(spans: Sequence[Span]) -> Span:
 
 def _longest_pause(spans: Sequence[Span]) -> int:
     """The place of the span before which to cut: sentences end in long pauses, and hear better whole."""
-    filled = [place for place in range(1, len(spans)) if spans[place - 1].end - spans[0].start >= LEAST]
+    filled = [place for place in range(1, len(spans)) if spans[place - 1].end - spans[0].start >= EARLIEST_CUT]
     return max(filled or [len(spans) - 1], key=lambda place: spans[place].start - spans[place - 1].end)
 
 

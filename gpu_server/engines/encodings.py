@@ -17,7 +17,7 @@ END_POSITIONS = 100  # 2 s
 
 
 class SilentEnd:
-    """The end of Whisper's 30 s, when nobody speaks there; encoded once, it stands behind every shorter window.
+    """The end of Whisper's 30 s, when nobody speaks there; encoded once, it stands behind every short window.
 
     Whisper was trained on windows that are silent up to their 30th second, and repeats itself where that is missing: it
     never sees the speech end. Silence that the encoder computes anew for every window is most of the work on a short

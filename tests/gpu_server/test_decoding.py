@@ -292,7 +292,8 @@ def test_an_idle_childs_death_is_not_noticed_by_callers(pool: DecodePool, tmp_pa
     for child in list(running._pool_manager.worker_manager.workers.values()):
         child.kill()
     deadline = time.monotonic() + 30
-    while running.active and time.monotonic() < deadline:  # until the pool finds out, and breaks
+    while running.active:  # until the pool finds out, and breaks
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     assert in_pool(pool, media.webm(), tmp_path).samples > 0
 
