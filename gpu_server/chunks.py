@@ -3,7 +3,9 @@
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from gpu_server.decoding import BYTES_PER_SAMPLE, SAMPLE_RATE, Decoded
 from gpu_server.metrics import ServerMetrics
@@ -16,6 +18,7 @@ from shared.keys import ChunkKey
 from shared.store import Store
 
 REMEMBERED_BYTES = 128 << 20
+NOTHING_KNOWN: Mapping[str, str] = MappingProxyType({})
 
 
 class Chunks:
@@ -32,22 +35,29 @@ class Chunks:
         self._heard: OrderedDict[str, bytes] = OrderedDict()  # key of the audio: the end of its samples
         self._lock = threading.Lock()
 
-    def get(self, job: Job, transcriber: Transcriber, folder: Path) -> tuple[Decoded, Path] | None:
-        """The job's audio as 16 kHz mono s16le in `folder`; None when it is gone, or another version by now.
-
-        Raises InputRefused.
-        """
+    def fetch(self, job: Job, folder: Path) -> Path | None:
+        """The job's file, in `folder`; None when it is gone, or another version by now."""
         media = folder / "media"
         began = time.monotonic()
         fetched = fetch(self._store, job, media)
         self._metrics.stage_seconds.labels("fetch").inc(time.monotonic() - began)
-        return self.decode(job, media, transcriber, folder) if fetched else None
+        if fetched and isinstance(job.audio, ChunkKey):
+            self._recordings.learn(job.audio, media, etag=job.etag)
+        return media if fetched else None
 
-    def decode(self, job: Job, media: Path, transcriber: Transcriber, folder: Path) -> tuple[Decoded, Path]:
-        """Decode the job's file, which was fetched already. Raises InputRefused."""
+    def decode(
+        self, job: Job, media: Path, transcriber: Transcriber, folder: Path, *, etags: Mapping[str, str] = NOTHING_KNOWN
+    ) -> tuple[Decoded, Path]:
+        """The fetched file's audio as 16 kHz mono s16le in `folder`; the file itself is gone then.
+
+        etags: of the chunks around it, by key, as far as they are known.
+
+        Raises InputRefused.
+        """
         names = job.audio
         if isinstance(names, ChunkKey):
-            self._recordings.complete(names, media, etag=job.etag)
+            self._recordings.learn(names, media, etag=job.etag)
+            self._recordings.complete(names, media, etags=etags)
         pcm = folder / "pcm"
         decoded = transcriber.decode(media, pcm)
         media.unlink()
@@ -79,8 +89,10 @@ class Chunks:
                     return self._heard[key]
         for key in names.sibling_keys(index):
             if info := self._store.head(key):
+                job = Job(bucket=self._store.bucket, key=key, etag=info.etag)
                 try:
-                    self.get(Job(bucket=self._store.bucket, key=key, etag=info.etag), transcriber, folder)
+                    if media := self.fetch(job, folder):
+                        self.decode(job, media, transcriber, folder)
                 except InputRefused:
                     return None
                 with self._lock:

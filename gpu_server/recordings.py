@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,30 +33,36 @@ class Recordings:
         self._chunks: OrderedDict[tuple[str, str], Chunk] = OrderedDict()  # by key and ETag
         self._lock = threading.Lock()
 
-    def complete(self, names: ChunkKey, audio: Path, *, etag: str) -> None:
-        """Rewrite `audio`, the file of the chunk's version `etag`, to one that can be decoded by itself.
+    def learn(self, names: ChunkKey, audio: Path, *, etag: str) -> None:
+        """Remember what other chunks may need of this one; `audio` is the file of its version `etag`."""
+        if self._recall(names.key, etag) or (names.index > 1 and not _continues(audio)):
+            return
+        if names.index > 1 or audio.stat().st_size <= MAX_SIBLING_BYTES:
+            self._remember(names.key, etag, _chunk(names.index, audio.read_bytes()))
+
+    def complete(self, names: ChunkKey, audio: Path, *, etags: Mapping[str, str]) -> None:
+        """Rewrite `audio`, the file of the chunk `names`, to one that can be decoded by itself.
+
+        etags: by key, of the chunks whose current version is known: S3 is asked about the others only.
 
         Nothing is done to what can be already, nor when the siblings it needs are not there.
         Without chunk 1 it stays as it is, and the decoder says what is missing. Without the chunk before it, what was
         cut between the two (an MP4 fragment, an Ogg page, or some tens of milliseconds of WebM) is lost.
         """
-        with audio.open("rb") as file:
-            head = file.read(SNIFF_BYTES)
-        container = continuation_of(head) if names.index > 1 else None
-        if container is None and (names.index > 1 or audio.stat().st_size > MAX_SIBLING_BYTES):
-            return
-        body = audio.read_bytes()
-        self._remember(names.key, etag, _chunk(names.index, body))
-        first = self._sibling(names, 1) if container else None
+        container = _continues(audio) if names.index > 1 else None
+        first = self._sibling(names, 1, etags) if container else None
         if container is None or first is None or first.container is not container:
             return
-        before = self._sibling(names, names.index - 1) if container.is_cut(head) else None
+        body = audio.read_bytes()
+        before = self._sibling(names, names.index - 1, etags) if container.is_cut(body[:SNIFF_BYTES]) else None
         cut = before.cut if before and before.container is container else b""
         audio.write_bytes(container.graft(first.header, cut, body))
 
-    def _sibling(self, names: ChunkKey, index: int) -> Chunk | None:
+    def _sibling(self, names: ChunkKey, index: int, etags: Mapping[str, str]) -> Chunk | None:
         """Another chunk of the recording; None when it is not there, or no recording begins or goes on with it."""
         for key in names.sibling_keys(index):
+            if key in etags and (chunk := self._recall(key, etags[key])):
+                return chunk
             info = self._store.head(key)
             if info and info.size <= MAX_SIBLING_BYTES:
                 return self._recall(key, info.etag) or self._read(key, index)
@@ -82,6 +89,12 @@ class Recordings:
             self._chunks[key, etag] = chunk
             if len(self._chunks) > REMEMBERED:
                 self._chunks.popitem(last=False)
+
+
+def _continues(audio: Path) -> Container | None:
+    """What the file goes on with, when it is not a beginning."""
+    with audio.open("rb") as file:
+        return continuation_of(file.read(SNIFF_BYTES))
 
 
 def _chunk(index: int, body: bytes) -> Chunk | None:

@@ -18,7 +18,7 @@ from gpu_server.listener import Seat
 from gpu_server.metrics import ServerMetrics
 from gpu_server.problems import Refused
 from gpu_server.readiness import Phase, Readiness
-from gpu_server.session_pass import UNRECORDED, Ended, SessionPass, jobs_in
+from gpu_server.session_pass import UNRECORDED, Ended, Outputs, SessionPass, jobs_in
 from gpu_server.track import join, whole
 from gpu_server.transcriber import Route, Transcriber
 from shared.chunk_writer import Written, write_chunk
@@ -168,8 +168,13 @@ class Service:
     def _run_job(self, job: Job, route: Route, retry_failed: bool) -> Done:
         """The chunk writer's protocol, then the session's, in a thread of our own."""
         assert self.store
+        made: list[Transcript] = []
+
+        def transcribe(media: Path) -> Transcript:
+            made.append(self._transcribe(job, route, arrived, media))
+            return made[-1]
+
         with self._ready_transcriber().listener.coming() as arrived:
-            transcribe = partial(self._transcribe, job, route, arrived)
             try:
                 written = write_chunk(self.store, job, transcribe, workspace=self._workspace, retry_failed=retry_failed)
             except RefusedKey:
@@ -182,6 +187,8 @@ class Service:
         betterable = self._complete(session_of(job.audio)) and written is Written.WRITTEN
         if written is Written.ALREADY_FAILED and (record := read_failure(self.store, job)):
             raise PermanentError(record.message, type=record.type)
+        if written is Written.WRITTEN:
+            return Done(written, made[-1], betterable)
         outcome = read_outcome(self.store, job)
         return Done(written, outcome.transcript if outcome.is_for(job) else None, betterable)
 
@@ -218,11 +225,13 @@ class Service:
     ) -> list[Ended]:
         assert self.store
         assert self._chunks
-        jobs = jobs or jobs_in(self.store, session, options)
+        outputs = Outputs(self.store, session)
+        jobs = jobs or jobs_in(self.store, session, options, outputs)
         if not jobs:
             raise SourceMissing(f"there are no chunks under {session.audio_prefix}")
         stitched = SessionPass(
             store=self.store,
+            outputs=outputs,
             chunks=self._chunks,
             transcriber=self._ready_transcriber(),
             workspace=self._workspace,

@@ -5,7 +5,7 @@ with what comes before and after it; at the open end of a group it counts as liv
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +24,24 @@ from shared.errors import BadManifest, PermanentError, RouterError, TransientErr
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, Session, parse_chunk_key, parse_key
 from shared.manifest import parse_manifest
-from shared.outcomes import HEADER_MISSING, precedence, read_failure, read_outcome, record_failure, source_of
+from shared.outcomes import (
+    HEADER_MISSING,
+    Outcome,
+    Seen,
+    precedence,
+    read_failure,
+    read_outcome,
+    read_record,
+    record_failure,
+    record_stands,
+    source_of,
+)
 from shared.sessions import ChunkOutcome, combine_chunks
-from shared.store import ObjectInfo, Store
+from shared.store import ABSENT, ObjectInfo, Store
 from shared.transcript import ErrorRecord, ObjectRef, Transcript
 
 PARALLEL = 8  # chunks fetched, decoded and written at once
+FETCHED_TOGETHER = 16
 GROUP = 360  # chunks on one track: half an hour of 5-second ones. Its neighbours are heard too, so no seam shows
 FAILED = "failed"
 MISSING = "chunk-missing"
@@ -58,11 +70,31 @@ class _Chunk:
     error: PermanentError | None = None
 
 
+class Outputs:
+    """What lies at a session's output keys, by one listing: what is not there is not asked for, and the rest once.
+
+    Safe to share between threads. It grows old: a write that rests on it is conditional, and looks again.
+    """
+
+    def __init__(self, store: Store, session: Session) -> None:
+        self._store = store
+        self._keys = {info.key for info in store.list(session.transcript_prefix)}
+        self._seen: dict[str, Seen] = {}
+
+    def of(self, job: Job) -> Seen:
+        if job.output_key not in self._seen:
+            record = read_record(self._store, job) if job.audio.error_key in self._keys else None
+            outcome = read_outcome(self._store, job) if job.output_key in self._keys else Outcome(ABSENT)
+            self._seen[job.output_key] = Seen(outcome, record)
+        return self._seen[job.output_key]
+
+
 @dataclass
 class SessionPass:
     """Everything a stitched pass is made through. Safe to share between threads."""
 
     store: Store
+    outputs: Outputs
     chunks: Chunks
     transcriber: Transcriber
     workspace: Path
@@ -113,10 +145,10 @@ class SessionPass:
             return None
 
     def _is_open(self, job: Job) -> bool:
-        outcome = read_outcome(self.store, job)
-        if outcome.transcript and outcome.is_for(job):
-            return not outcome.transcript.is_stitched
-        return self.retry_failed or read_failure(self.store, job) is None
+        seen = self.outputs.of(job)
+        if seen.outcome.transcript and seen.outcome.is_for(job):
+            return not seen.outcome.transcript.is_stitched
+        return self.retry_failed or not (seen.record and record_stands(self.store, job, seen.record))
 
     def _hear(
         self,
@@ -128,9 +160,8 @@ class SessionPass:
     ) -> dict[str, Transcript | PermanentError]:
         """Transcripts of a group, heard with its neighbours, or why there is none. `language`: if it is settled."""
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
-            members = sorted({_index(job): job for job in [*self._neighbours(group, known), *group]}.items())
-            get = partial(self._get, folder=Path(folder))
-            got = list(pool.map(lambda member: get(member[1], member[0]), members))
+            members = {_index(job): job for job in [*self._neighbours(group, known), *group]}
+            got = list(self._get([members[index] for index in sorted(members)], known, Path(folder), pool))
             audible = [chunk for chunk in got if chunk.decoded and chunk.pcm]
             breaks = [place for place in range(1, len(audible)) if audible[place].index != audible[place - 1].index + 1]
             keys = {job.key for job in group}
@@ -178,14 +209,27 @@ class SessionPass:
                 return Job(bucket=job.bucket, key=key, etag=info.etag, options=job.options)
         return None
 
-    def _get(self, job: Job, index: int, *, folder: Path) -> _Chunk:
-        own = folder / str(index)
-        own.mkdir()
+    def _get(
+        self, jobs: Sequence[Job], known: Sequence[Job], folder: Path, pool: ThreadPoolExecutor
+    ) -> Iterator[_Chunk]:
+        """The chunks' audio. A few are fetched before they are decoded: what one needs of the next is at hand then."""
+        decode = partial(self._decode, etags={job.key: job.etag for job in known})
+        for start in range(0, len(jobs), FETCHED_TOGETHER):
+            some = jobs[start : start + FETCHED_TOGETHER]
+            folders = [folder / str(_index(job)) for job in some]
+            yield from pool.map(decode, some, pool.map(self._fetch, some, folders), folders)
+
+    def _fetch(self, job: Job, folder: Path) -> Path | None:
+        folder.mkdir()
+        return self.chunks.fetch(job, folder)
+
+    def _decode(self, job: Job, media: Path | None, folder: Path, *, etags: Mapping[str, str]) -> _Chunk:
+        if media is None:
+            return _Chunk(job, _index(job))
         try:
-            got = self.chunks.get(job, self.transcriber, own)
+            return _Chunk(job, _index(job), *self.chunks.decode(job, media, self.transcriber, folder, etags=etags))
         except PermanentError as error:
-            return _Chunk(job, index, error=error)
-        return _Chunk(job, index, *got) if got else _Chunk(job, index)
+            return _Chunk(job, _index(job), error=error)
 
     def _is_gone(self, like: Job, index: int) -> bool:
         """Whether a chunk has its outcome and no audio any more: nobody will ever hear it."""
@@ -218,6 +262,7 @@ class SessionPass:
                 job,
                 lambda: None,
                 made=made,
+                seen=self.outputs.of(job),
                 retry_failed=self.retry_failed,
                 stitched=made is not None and made.is_stitched,
             )
@@ -229,7 +274,7 @@ class SessionPass:
         return Ended(job, written)
 
 
-def jobs_in(store: Store, session: Session, options: Options) -> list[Job]:
+def jobs_in(store: Store, session: Session, options: Options, outputs: Outputs) -> list[Job]:
     """A job for every chunk of the session that is in S3 now, with the wishes it was transcribed with before."""
     newest: dict[int, ObjectInfo] = {}
     for info in store.list(session.audio_prefix):
@@ -239,7 +284,7 @@ def jobs_in(store: Store, session: Session, options: Options) -> list[Job]:
 
     def job(info: ObjectInfo) -> Job:
         made = Job(bucket=store.bucket, key=info.key, etag=info.etag, size=info.size, options=options)
-        outcome = read_outcome(store, made)
+        outcome = outputs.of(made).outcome
         wishes = outcome.transcript.options if outcome.transcript and outcome.is_for(made) else None
         return made.model_copy(update={"options": wishes}) if wishes else made
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
-from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, SHORT_FRAMES, Audio, Span
+from gpu_server.engines import FRAME_RATE, FULL_FRAMES, LONGEST_SECONDS, SAMPLE_RATE, SHORT_FRAMES, Audio, Span
 from gpu_server.track import Track
 
-LONGEST = 22 * SAMPLE_RATE  # longer ones are dearer and heard no better
+LONGEST = LONGEST_SECONDS * SAMPLE_RATE
 EARLIEST_CUT = LONGEST // 2  # a window that has to be cut is at least this long, where there is a pause
 LONGEST_SILENCE = 2 * SAMPLE_RATE  # inside a window: the recognizer fills longer ones with fancies
 BLOCK = 240 * SAMPLE_RATE  # of audio in memory while speech is searched

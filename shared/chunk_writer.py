@@ -4,8 +4,8 @@ It carries "nothing lost" and "never an older transcript over a newer one" betwe
 repeat, with S3's conditional writes as the only lock. The steps, and why none may be left out:
 
 1. Read the output. Done for this input already: stop. (A stitched pass goes on unless a stitched pass has done it.)
-2. Look at the audio. Gone: a recorded failure. Another ETag: superseded, its own event will come.
-3. Get it only if it is still that version; transcribe; then do 1 and 2 again, since both may have changed.
+2. Get the audio only if it is still that version, and transcribe it.
+3. Look at the audio. Gone: a recorded failure. Another ETag: superseded, its own event will come.
 4. Write only if the output is still what step 1 saw. Lost, or the answer was: back to 1, S3 says what happened.
 
 The caller then completes the session (`shared.combine`) and only after that forgets the job.
@@ -22,10 +22,11 @@ from shared.keys import parse_audio_key
 from shared.outcomes import (
     JSON,
     ROUNDS,
+    Seen,
     duplicate_chunk,
+    look,
     newer_rival,
     read_outcome,
-    read_record,
     record_failure,
     record_stands,
     rival_keys,
@@ -53,6 +54,7 @@ def write_transcript(
     produce: Produce,
     *,
     made: Transcript | None = None,
+    seen: Seen | None = None,
     retry_failed: bool = False,
     stitched: bool = False,
 ) -> Written:
@@ -61,7 +63,9 @@ def write_transcript(
     Args:
         produce: makes the transcript, from this very version of the audio; called until it gives one, so never again
             after. None when the audio changed or went away meanwhile: the next round says which.
-        made: the transcript, where it is there already: then the first look at S3 is the last one before the PUT.
+        made: the transcript, where it is there already.
+        seen: what lay at the job's output keys, if somebody has looked. It may be old: a PUT that finds anything else
+            looks again.
         retry_failed: transcribe although this input's failure is on record.
         stitched: `produce` gives the better, stitched transcript: a live one is replaced, a stitched one stands.
             A live writer leaves whatever it finds for its input.
@@ -71,16 +75,19 @@ def write_transcript(
         TransientError: S3 would not answer, or kept changing (Contended).
     """
     parse_audio_key(job.key)
-    record = read_record(store, job)
+    seen = seen or look(store, job)
+    current, record = seen.outcome, seen.record
     produced = made
     lost: Exception | None = None
     for _ in range(ROUNDS):
-        current = read_outcome(store, job)
         transcribed = current.transcript if current.is_for(job) else None
         if transcribed and (transcribed.is_stitched or not stitched):
             return Written.ALREADY_DONE if produced is made else Written.WRITTEN
         if record and not transcribed and not retry_failed and record_stands(store, job, record):
             return Written.ALREADY_FAILED
+        rivals = rival_keys(job, current.transcript, record)
+        if produced is None and not rivals:
+            produced = produce()
         source = store.head(job.key)
         if source is None:
             if transcribed:  # nothing is left to hear: the live transcript stands
@@ -88,7 +95,6 @@ def write_transcript(
             raise SourceMissing(f"there is no object {job.key} in {job.bucket}")
         if source.etag != job.etag:
             return Written.SUPERSEDED
-        rivals = rival_keys(job, current.transcript, record)
         if (rival := newer_rival(store, source, rivals)) is not None:
             record_failure(store, job, duplicate_chunk(rival))
             return Written.DUPLICATE
@@ -97,10 +103,10 @@ def write_transcript(
             continue
         try:
             store.put(job.output_key, produced.to_json(), content_type=JSON, if_match=current.etag)
+            return Written.WRITTEN
         except (PreconditionFailed, StoreUnavailable) as error:
             lost = error  # perhaps only the answer was
-            continue
-        return Written.WRITTEN
+        current = read_outcome(store, job)
     raise Contended(f"could not write the transcript of {job.key}: {lost}") from lost
 
 

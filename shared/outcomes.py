@@ -29,6 +29,14 @@ class Outcome:
         return self.transcript is not None and is_source(self.transcript.source, job)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What was found beside a job's audio: its outcome, and the error record at its error key, of whatever input."""
+
+    outcome: Outcome
+    record: ErrorRecord | None
+
+
 class Standing(StrEnum):
     """How a job stands by what S3 holds. All but OPEN need no more work."""
 
@@ -59,6 +67,12 @@ def read_record(store: Store, job: Job) -> ErrorRecord | None:
     """The error record at the job's error key, whatever input it is of."""
     stored = store.get(job.audio.error_key)
     return read_error_record(stored.body) if stored else None
+
+
+def look(store: Store, job: Job) -> Seen:
+    """The outcome last: where there is one, it is what counts."""
+    record = read_record(store, job)
+    return Seen(read_outcome(store, job), record)
 
 
 def record_stands(store: Store, job: Job, record: ErrorRecord) -> bool:

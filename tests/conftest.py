@@ -17,6 +17,18 @@ settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+LONGEST = "integration"  # the folder whose tests take longest: they begin first
+ONE_STACK = {LONGEST, "infra"}  # folders whose tests share a local AWS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `pytest -n`: what shares a session's fixtures stays in one process, one file or one folder."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_STACK else item.path.stem))
+    items.sort(key=lambda item: item.path.parent.name != LONGEST)
+
+
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()

@@ -32,6 +32,7 @@ Vad = Literal["auto", "silero", "pyannote"]
 SAMPLE_RATE = 16_000  # Hz
 FRAME_RATE = 100  # mel frames a second
 FULL_FRAMES = 3000  # the 30 s that Whisper was trained on
+LONGEST_SECONDS = 18  # of a window: longer ones are dearer and heard hardly better (docs/performance.md)
 SHORT_FRAMES = 15 * FRAME_RATE  # windows up to this get the silence behind them from memory: `encodings.SilentEnd`
 UNDETERMINED = "und"  # ISO 639-2 for "there is no telling": nothing was said
 

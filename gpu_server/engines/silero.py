@@ -3,11 +3,11 @@
 import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from gpu_server.engines import SAMPLE_RATE, Audio, Span
+from gpu_server.engines import LONGEST_SECONDS, SAMPLE_RATE, Audio, Span
 
 SHORTEST = SAMPLE_RATE // 10  # samples: less than 0.1 s holds no word and breaks detectors
 # Cut at every pause: windows are made of the pieces, and end where somebody takes a breath.
-OPTIONS = VadOptions(max_speech_duration_s=22.0, min_silence_duration_ms=160, speech_pad_ms=200)
+OPTIONS = VadOptions(max_speech_duration_s=LONGEST_SECONDS, min_silence_duration_ms=160, speech_pad_ms=200)
 
 
 class SileroDetector:

@@ -32,13 +32,12 @@ with warnings.catch_warnings():
     import whisperx.asr
     import whisperx.vads
 
-from gpu_server.engines import SAMPLE_RATE, Audio, Detector, Engine, Span, Vad, Word, light
+from gpu_server.engines import LONGEST_SECONDS, SAMPLE_RATE, Audio, Detector, Engine, Span, Vad, Word, light
 from gpu_server.engines.recognizer import faults
 from gpu_server.engines.silero import SHORTEST, SileroDetector
 
 NAME = "whisperx"
 ONSET, OFFSET = 0.5, 0.363  # probabilities; WhisperX's own
-LONGEST_SECONDS = 22
 LEAST_SAMPLES = 400  # a wav2vec2 frame
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.engines import FRAME_RATE, FULL_FRAMES, SAMPLE_RATE, SHORT_FRAMES, Audio, Span
+from gpu_server.engines import FRAME_RATE, FULL_FRAMES, LONGEST_SECONDS, SAMPLE_RATE, SHORT_FRAMES, Audio, Span
 from gpu_server.track import Track, join, whole
 from gpu_server.windows import (
     LONGEST,
@@ -26,7 +26,7 @@ def spans(*seconds: tuple[float, float]) -> list[Span]:
     return [Span(round(start * SECOND), round(end * SECOND)) for start, end in seconds]
 
 
-SPEECH = st.lists(st.tuples(st.floats(0.1, 6), st.floats(0.1, 22)), max_size=20).map(
+SPEECH = st.lists(st.tuples(st.floats(0.1, 6), st.floats(0.1, LONGEST_SECONDS)), max_size=20).map(
     lambda pairs: [
         Span(round((at + gap) * SECOND), round((at + gap + length) * SECOND))
         for at, gap, length in zip(
