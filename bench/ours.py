@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ class Refusal(Exception):
     """The server did not answer with a transcript; has what it said."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    key: str
+    etag: str
+
+
 class Bucket:
     """A bucket in a local AWS of our own; the account's owner works with it."""
 
@@ -45,20 +52,21 @@ class Bucket:
         location: Any = {"LocationConstraint": REGION}
         self._s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration=location)
 
-    def put_session(self, session: Session, recording: Recording) -> list[str]:
-        """Put a whole session there, the manifest last; its chunks' keys, in order."""
+    def put_session(self, session: Session, recording: Recording) -> list[Stored]:
+        """Put a whole session there, the manifest last; its chunks, in order."""
         keys = [f"{session.audio_prefix}{chunk.name}" for chunk in recording.chunks]
-        self.put_files(list(zip(keys, recording.chunks, strict=True)))
+        chunks = self.put_files(list(zip(keys, recording.chunks, strict=True)))
         manifest = f'{{"chunkCount": {len(keys)}}}'.encode()
         self._s3.put_object(Bucket=BUCKET, Key=session.manifest_key, Body=manifest)
-        return keys
+        return chunks
 
-    def put_files(self, files: Sequence[tuple[str, Path]]) -> None:
+    def put_files(self, files: Sequence[tuple[str, Path]]) -> list[Stored]:
         with ThreadPoolExecutor(UPLOADERS) as pool:
-            list(pool.map(lambda file: self._put(*file), files))
+            return list(pool.map(lambda file: self._put(*file), files))
 
-    def _put(self, key: str, path: Path) -> None:
-        self._s3.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+    def _put(self, key: str, path: Path) -> Stored:
+        answer = self._s3.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+        return Stored(key, answer["ETag"].strip('"'))
 
 
 @contextmanager
@@ -129,8 +137,10 @@ class OurServer(PlainServer):
     def upload(self, path: Path) -> Call:
         return partial(self._upload, "/transcribe", "file", path, {"language": "en"})
 
-    def from_s3(self, key: str) -> Call:
-        body = {"s3_input_path": f"s3://{BUCKET}/{key}", "language": "en", "return_text": True}
+    def from_s3(self, audio: Stored) -> Call:
+        """As the router asks for it, but for the text."""
+        path = f"s3://{BUCKET}/{audio.key}"
+        body = {"s3_input_path": path, "etag": audio.etag, "language": "en", "return_text": True}
         return lambda: str(self._post("/transcribe-s3", body)["text"])
 
     def session(self, session: Session) -> Call:

@@ -178,9 +178,10 @@ class Bench:
         bucket = _there(bucket)
         keys = [f"calls/{number:05}.webm" for number in range(len(self._chunks))]
         warm = [f"warm/{number:05}.webm" for number in range(min(FULL_LOAD, len(self._chunks)))]
-        bucket.put_files([*zip(keys, self._chunks, strict=True), *zip(warm, self._chunks, strict=False)])
-        server.load([[server.from_s3(key)] for key in warm], in_flight=FULL_LOAD)
-        return server.load([[server.from_s3(key)] for key in keys], in_flight=FULL_LOAD)
+        chunks = bucket.put_files(list(zip(keys, self._chunks, strict=True)))
+        first = bucket.put_files(list(zip(warm, self._chunks, strict=False)))
+        server.load([[server.from_s3(chunk)] for chunk in first], in_flight=FULL_LOAD)
+        return server.load([[server.from_s3(chunk)] for chunk in chunks], in_flight=FULL_LOAD)
 
     def _load_sessions(self, server: ours.OurServer, bucket: ours.Bucket | None) -> Timed:
         bucket = _there(bucket)
@@ -201,11 +202,11 @@ class Bench:
     def _load_live(self, server: ours.OurServer, bucket: ours.Bucket | None, row: Row, *, by_session: bool) -> Timed:
         bucket = _there(bucket)
         warm = bucket.put_session(Session("warm", row.id), self._shortest())
-        server.load([[server.from_s3(key)] for key in warm[:4]], in_flight=1)
+        server.load([[server.from_s3(chunk)] for chunk in warm[:4]], in_flight=1)
         sessions: list[list[Call]] = []
         for recording in self._recordings:
-            keys = bucket.put_session(Session(row.id, recording.id), recording)
-            sessions.append([server.from_s3(key) for key in keys])
+            chunks = bucket.put_session(Session(row.id, recording.id), recording)
+            sessions.append([server.from_s3(chunk) for chunk in chunks])
         groups = sessions if by_session else [[sessions[which][chunk]] for which, chunk in self._order]
         return server.load(groups, in_flight=row.in_flight)
 
