@@ -1,6 +1,7 @@
 """What the project's emulator adds to MiniStack, seen from outside, as AWS's clients see it."""
 
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,25 @@ def test_another_version_of_ministack_is_refused(monkeypatch: pytest.MonkeyPatch
         patching.require_version()
 
 
-def test_a_patch_needs_something_to_replace() -> None:
+@pytest.mark.parametrize(("name", "replacement"), [("no_such_function", print), ("dumps", 1), ("CONSTANT", "text")])
+def test_a_patch_needs_something_of_its_kind_to_replace(name: str, replacement: Any) -> None:
+    module = types.ModuleType("module")
+    module.__dict__.update(dumps=json.dumps, CONSTANT=1)
+
     with pytest.raises(SystemExit, match="is gone from MiniStack"):
-        patching.patch(json, "no_such_function", print, because="test")
+        patching.patch(module, name, replacement, because="test")
+
+
+def test_an_action_is_replaced_where_there_is_one_and_added_where_there_is_none() -> None:
+    module = types.ModuleType("module")
+    module.__dict__.update(_ACTION_MAP={"Known": repr})
+
+    patching.patch_action(module, "Known", print, because="test")
+    patching.add_action(module, "New", print)
+
+    actions: dict[str, Any] = module._ACTION_MAP
+    assert actions == {"Known": print, "New": print}
+    with pytest.raises(SystemExit, match="has no Gone any more"):
+        patching.patch_action(module, "Gone", print, because="test")
+    with pytest.raises(SystemExit, match="has its own Known now"):
+        patching.add_action(module, "Known", print)

@@ -5,5 +5,5 @@ project's own environment: MiniStack pins its own botocore. Each patch names wha
 fails if MiniStack is another version or if what is replaced is no longer there. To close a gap in one more service,
 add a module with an `install()` and name it in `__main__`.
 
-The order of steps in `lambda_.py` and `eventbridge.py` follows MiniStack's (MIT licence, see NOTICE).
+The order of steps in `lambda_.py`, `eventbridge.py` and `scheduler.py` follows MiniStack's (MIT licence, see NOTICE).
 """

@@ -8,10 +8,10 @@ def main() -> None:
     # Only now: these import MiniStack's internals, which another version may not have.
     from ministack import app
 
-    from infra.local.emulator import eventbridge, lambda_
+    from infra.local.emulator import autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler
 
-    lambda_.install()
-    eventbridge.install()
+    for service in (autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler):
+        service.install()
     app.main()
 
 

@@ -29,8 +29,12 @@ def deliver(arn: str, record: Any, *, attributes: Mapping[str, str] | None = Non
         log.error("no destination of this kind, record dropped: %s", arn)
 
 
+def queue_url(arn: str) -> str | None:
+    return next((url for (_, _, url), queue in sqs._queues.all_items() if queue["attributes"]["QueueArn"] == arn), None)
+
+
 def _to_queue(arn: str, body: str, attributes: Mapping[str, str]) -> None:
-    url = next((url for (_, _, url), queue in sqs._queues.all_items() if queue["attributes"]["QueueArn"] == arn), None)
+    url = queue_url(arn)
     if url is None:
         log.error("queue is gone, record dropped: %s", arn)
         return

@@ -20,8 +20,26 @@ def require_version() -> None:
         )
 
 
-def patch(module: ModuleType, name: str, replacement: Callable[..., Any], *, because: str) -> None:
-    if not callable(getattr(module, name, None)):
+def patch(module: ModuleType, name: str, replacement: Any, *, because: str) -> None:
+    """Replace a function, or a constant by one of its kind."""
+    found = getattr(module, name, None)
+    if not (callable(found) if callable(replacement) else isinstance(found, type(replacement))):
         raise SystemExit(f"{module.__name__}.{name} is gone from MiniStack: the patch for it has nothing to replace")
     setattr(module, name, replacement)
     log.info("%s.%s replaced: %s", module.__name__, name, because)
+
+
+def patch_action(module: ModuleType, action: str, handler: Callable[..., Any], *, because: str) -> None:
+    """Replace what answers an API action."""
+    if action not in module._ACTION_MAP:
+        raise SystemExit(f"{module.__name__} has no {action} any more: the patch for it has nothing to replace")
+    module._ACTION_MAP[action] = handler
+    log.info("%s %s replaced: %s", module.__name__, action, because)
+
+
+def add_action(module: ModuleType, action: str, handler: Callable[..., Any]) -> None:
+    """Answer an API action that MiniStack does not know."""
+    if action in module._ACTION_MAP:
+        raise SystemExit(f"{module.__name__} has its own {action} now: the one here is to be removed")
+    module._ACTION_MAP[action] = handler
+    log.info("%s %s added", module.__name__, action)

@@ -1,0 +1,152 @@
+"""CloudWatch: log lines in the embedded metric format become metrics, and alarms watch what they name, by the clock."""
+
+import json
+import logging
+import operator
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ministack.core.responses import set_request_account_id, set_request_region
+from ministack.services import cloudwatch, cloudwatch_logs
+
+from infra.local.emulator.patching import patch
+
+CLOCK_SECONDS = 1
+COMPARISONS = {
+    "GreaterThanOrEqualToThreshold": operator.ge,
+    "GreaterThanThreshold": operator.gt,
+    "LessThanThreshold": operator.lt,
+    "LessThanOrEqualToThreshold": operator.le,
+}
+
+log = logging.getLogger(__name__)
+
+_append = cloudwatch_logs._append_log_events
+_put_alarm = cloudwatch._put_metric_alarm
+
+
+def install() -> None:
+    patch(
+        cloudwatch_logs,
+        "_append_log_events",
+        append_events,
+        because="log lines in the embedded metric format made no metrics",
+    )
+    patch(
+        cloudwatch,
+        "_evaluate_alarm",
+        evaluate,
+        because="an alarm looked at all dimensions of its metric, and never at data that is missing",
+    )
+    patch(cloudwatch, "_put_metric_alarm", put_alarm, because="the metric math of an alarm was dropped")
+    threading.Thread(target=_watch_the_clock, name="alarm-clock", daemon=True).start()
+
+
+# Metrics --------------------------------------------------------------------------------------------------------
+
+
+def append_events(stream: dict[str, Any], events: Iterable[Mapping[str, Any]]) -> None:
+    _append(stream, events)
+    found = [datum for event in events for datum in embedded_metrics(event["message"])]
+    for namespace, name, unit, dimensions, moment, values in found:
+        cloudwatch._store_datum(namespace, name, dimensions, moment, unit, None, values, None, None)
+    if found:
+        cloudwatch._evaluate_all_alarms()
+
+
+def embedded_metrics(line: str) -> Iterator[tuple[str, str, str, dict[str, str], float, list[float]]]:
+    """Namespace, name, unit, dimensions, time and values of each metric that a log line brings.
+
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
+    """
+    if '"_aws"' not in line:
+        return
+    try:
+        document = json.loads(line)
+        directives, moment = document["_aws"]["CloudWatchMetrics"], document["_aws"]["Timestamp"] / 1000
+    except (ValueError, KeyError, TypeError):
+        return
+    for directive in directives:
+        for names in directive.get("Dimensions") or [[]]:
+            dimensions = {name: str(document[name]) for name in names if name in document}
+            for metric in directive["Metrics"]:
+                if (value := document.get(metric["Name"])) is not None:
+                    values = value if isinstance(value, list) else [value]
+                    unit = metric.get("Unit", "None")
+                    yield directive["Namespace"], metric["Name"], unit, dimensions, moment, values
+
+
+# Alarms ---------------------------------------------------------------------------------------------------------
+
+
+def _watch_the_clock() -> None:
+    while True:
+        time.sleep(CLOCK_SECONDS)
+        for (account, region, _), alarm in cloudwatch._alarms.all_items():
+            set_request_account_id(account)
+            set_request_region(region)
+            try:
+                evaluate(alarm)
+            except Exception:
+                log.exception("alarm %s", alarm.get("AlarmName"))
+
+
+def put_alarm(params: Any, document: Any, is_cbor: bool, is_json: bool = False) -> Any:
+    answer = _put_alarm(params, document, is_cbor, is_json)
+    queries = (document or {}).get("Metrics")
+    if answer[0] == 200 and queries:
+        alarm = cloudwatch._alarms[document["AlarmName"]]
+        alarm["Metrics"] = queries
+        for name in ("Namespace", "MetricName", "Statistic", "ExtendedStatistic", "Period", "Unit"):
+            del alarm[name]  # with math, each metric has its own
+    return answer
+
+
+def evaluate(alarm: dict[str, Any]) -> None:
+    """Bring the alarm's state up to date; one with metric math stays as it is."""
+    if not alarm.get("MetricName"):
+        return
+    old, (new, reason) = alarm["StateValue"], _state(alarm)
+    if new == old:
+        return
+    alarm.update(StateValue=new, StateReason=reason, StateUpdatedTimestamp=int(time.time()))
+    cloudwatch._record_history(alarm["AlarmName"], old, new, reason)
+    cloudwatch._dispatch_alarm_actions(alarm, old, new, reason)
+    cloudwatch._evaluate_parent_alarms(alarm)
+
+
+def _state(alarm: Mapping[str, Any]) -> tuple[str, str]:
+    """How AWS judges the last periods, without its longer look back.
+
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarms-and-missing-data.html
+    """
+    values = _values(alarm)
+    compare, threshold = COMPARISONS[alarm["ComparisonOperator"]], float(alarm["Threshold"])
+    missing = alarm.get("TreatMissingData") or "missing"
+    present = [value for value in values if value is not None]
+    needed = int(alarm.get("DatapointsToAlarm") or len(values))
+    breaching = sum(compare(value, threshold) for value in present)
+    if missing == "breaching":
+        breaching += len(values) - len(present)
+    elif missing != "notBreaching":
+        if not present:
+            return (alarm["StateValue"] if missing == "ignore" else "INSUFFICIENT_DATA"), "Unchecked: no data"
+        needed = min(needed, len(present))
+    reason = f"Threshold Crossed: {breaching} of {len(values)} datapoints, {present} against {threshold}"
+    return ("ALARM" if breaching >= needed else "OK"), reason
+
+
+def _values(alarm: Mapping[str, Any]) -> list[float | None]:
+    """The statistic of each of the last periods, the newest first; None where there was no data."""
+    dimensions = cloudwatch._dims_key(cloudwatch._dims_from_list(alarm.get("Dimensions") or []))
+    points = cloudwatch._metrics.get((alarm["Namespace"], alarm["MetricName"], dimensions), [])
+    statistic = alarm.get("ExtendedStatistic") or alarm.get("Statistic") or "Average"
+    now, period = time.time(), int(alarm["Period"])
+    values: list[float | None] = []
+    for age in range(int(alarm["EvaluationPeriods"])):
+        end = now - age * period
+        within = [point for point in points if end - period < point["Timestamp"] <= end]
+        values.append(cloudwatch._stat_value(cloudwatch._calc_stats(within), statistic, within) if within else None)
+    return values

@@ -1,0 +1,80 @@
+"""Metrics and alarms in the project's emulator, as AWS's clients see them."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from tests.infra.conftest import Aws, until
+
+pytestmark = pytest.mark.integration
+
+
+def put_alarm(aws: Aws, name: str, queue: str, **more: Any) -> None:
+    aws("cloudwatch").put_metric_alarm(
+        **{
+            "AlarmName": name,
+            "Namespace": "Test",
+            "MetricName": "Depth",
+            "Dimensions": [{"Name": "Queue", "Value": queue}],
+            "Statistic": "Maximum",
+            "Period": 60,
+            "EvaluationPeriods": 1,
+            "Threshold": 3,
+            "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+            **more,
+        }
+    )
+
+
+def state(aws: Aws, name: str) -> str:
+    return str(aws("cloudwatch").describe_alarms(AlarmNames=[name])["MetricAlarms"][0]["StateValue"])
+
+
+def test_a_log_line_in_the_embedded_format_is_a_metric_which_its_own_alarm_sees(aws: Aws) -> None:
+    put_alarm(aws, "depth-of-a", "a")
+    put_alarm(aws, "depth-of-b", "b")
+    metric = {"Namespace": "Test", "Dimensions": [["Queue"]], "Metrics": [{"Name": "Depth", "Unit": "Count"}]}
+    now = int(time.time() * 1000)
+    line = json.dumps(
+        {"_aws": {"Timestamp": now, "CloudWatchMetrics": [metric]}, "Queue": "a", "Depth": [1, 5], "Path": "/x"}
+    )
+    where = {"logGroupName": "metrics", "logStreamName": "metrics"}
+    aws("logs").create_log_group(logGroupName="metrics")
+    aws("logs").create_log_stream(**where)
+
+    events = [{"timestamp": now, "message": text} for text in ("plain", '{"_aws": 3}', line)]
+    aws("logs").put_log_events(**where, logEvents=events)
+
+    assert state(aws, "depth-of-a") == "ALARM"
+    assert state(aws, "depth-of-b") == "INSUFFICIENT_DATA"
+
+
+def test_an_alarm_keeps_its_metric_math(aws: Aws) -> None:
+    metric = {"Namespace": "Test", "MetricName": "Depth", "Dimensions": [{"Name": "Queue", "Value": "a"}]}
+    queries = [
+        {"Id": "bad", "Expression": "IF(depth > 1, 1, 0)", "ReturnData": True},
+        {"Id": "depth", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}, "ReturnData": False},
+    ]
+    comparison = {"Threshold": 1, "ComparisonOperator": "GreaterThanThreshold", "EvaluationPeriods": 1}
+
+    aws("cloudwatch").put_metric_alarm(AlarmName="math", Metrics=queries, **comparison)
+
+    (alarm,) = aws("cloudwatch").describe_alarms(AlarmNames=["math"])["MetricAlarms"]
+    assert alarm["Metrics"] == queries
+    assert "Statistic" not in alarm
+
+
+def test_an_alarm_is_over_when_no_more_bad_data_comes(aws: Aws) -> None:
+    put_alarm(aws, "over", "over", Period=10, TreatMissingData="notBreaching")
+    datum = {"MetricName": "Depth", "Dimensions": [{"Name": "Queue", "Value": "over"}], "Value": 9.0}
+
+    aws("cloudwatch").put_metric_data(Namespace="Test", MetricData=[{**datum, "Timestamp": time.time() - 7}])
+
+    def changes() -> list[str]:
+        items = aws("cloudwatch").describe_alarm_history(AlarmName="over", HistoryItemType="StateUpdate")
+        data = [json.loads(item["HistoryData"]) for item in items["AlarmHistoryItems"]]
+        return [change["newState"]["stateValue"] for change in reversed(data)]
+
+    until(lambda: changes()[-2:] == ["ALARM", "OK"])
