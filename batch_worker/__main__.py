@@ -1,6 +1,7 @@
 """`python -m batch_worker [--until-empty]`: wires settings, AWS and server; exit status 0 means that all is done."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -10,8 +11,9 @@ from typing import Any
 import boto3
 from aws_lambda_powertools import Logger
 
+from batch_worker.arrivals import Arrivals
 from batch_worker.batch import Batch, Summary
-from batch_worker.drain import Drain
+from batch_worker.drain import Drain, Tally
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
 from batch_worker.settings import WorkerSettings
@@ -23,6 +25,7 @@ from shared.queues import RECEIVE_CONFIG, Queue
 from shared.server import ServerClient
 from shared.settings import load
 from shared.store import CLIENT_CONFIG, S3Store
+from shared.telemetry import Pulse, Telemetry, counted, unobserved
 
 EXIT_LEFT = 1
 EXIT_SETTINGS = 2
@@ -42,8 +45,12 @@ def main() -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with Leases(visibility=settings.visibility_timeout, interval=settings.heartbeat_interval) as leases:
-        batch = _batch(settings, stopping, leases)
+    telemetry = Telemetry(settings.queue_prefix) if settings.metrics == "emf" else None
+    with (
+        Pulse(telemetry.flush) if telemetry else contextlib.nullcontext(),
+        Leases(visibility=settings.visibility_timeout, interval=settings.heartbeat_interval) as leases,
+    ):
+        batch = _batch(settings, stopping, leases, telemetry)
         try:
             if until_empty:
                 return _report(batch.run())
@@ -59,11 +66,13 @@ def _report(summary: Summary) -> int:
     return 0 if summary.all_done else EXIT_LEFT
 
 
-def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases) -> Batch:
+def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases, telemetry: Telemetry | None) -> Batch:
+    observe = telemetry.observe if telemetry else unobserved
     region: dict[str, Any] = {"region_name": settings.aws_region}
     sqs = boto3.client("sqs", config=RECEIVE_CONFIG, **region)
     s3 = boto3.client("s3", config=CLIENT_CONFIG, **region)
-    publish = publisher(boto3.client("events", config=CLIENT_CONFIG, **region), settings.event_bus_name)
+    events = boto3.client("events", config=CLIENT_CONFIG, **region)
+    publish = counted(publisher(events, settings.event_bus_name), observe)
     store = S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner)
     dead_letters = Queue(sqs, settings.sqs_dlq_url) if settings.sqs_dlq_url else None
     worker = Worker(
@@ -85,6 +94,8 @@ def _batch(settings: WorkerSettings, stopping: threading.Event, leases: Leases) 
         server_wait=settings.server_wait,
         drain_timeout=settings.drain_timeout,
         group_messages=settings.group_messages,
+        tally=Tally(observe),
+        arrivals=Arrivals(store, observe) if telemetry else None,
     )
     letters = [Queue(sqs, url) for url in (settings.sqs_failures_queue_url, settings.sqs_dlq_url) if url]
     return Batch(

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from batch_worker.drain import Drain
 from batch_worker.letters import Letters
-from batch_worker.sweep import sweep
+from batch_worker.sweep import Swept, sweep
 from batch_worker.work import Result
 from shared.combine import Combiner
 from shared.jobs import Reason
 from shared.keys import Session
 from shared.store import Store
+from shared.telemetry import JOBS_LEFT, JOBS_QUEUED, OPEN_SESSIONS, STUCK_SESSIONS
 
+STUCK_AFTER = timedelta(days=1)  # without an upload: a session that is not complete then waits for a person
 SWEEPS = 3  # the last one only looks: what is open after two rounds of work is left for the next run
 
 
@@ -66,9 +69,11 @@ class Batch:
             found = sweep(self.store, self.new_combiner())
             left, live = len(found.open), found.live
             if not found.open or round == SWEEPS:
+                self._observe_what_is_left(found)
                 break
             for job in found.open:
                 self.drain.queue.send(job, Reason.SWEPT)
+                self.drain.tally.observe(JOBS_QUEUED, Reason.SWEPT)
             swept += len(found.open)
         restitched = self._restitch(live) if self.restitch and not self.drain.stopping.is_set() else 0
         results = self.drain.tally.results
@@ -82,6 +87,13 @@ class Batch:
             left=left,
             stopped=self.drain.stopping.is_set(),
         )
+
+    def _observe_what_is_left(self, found: Swept) -> None:
+        stuck_since = datetime.now(UTC) - STUCK_AFTER
+        observe = self.drain.tally.observe
+        observe(JOBS_LEFT, value=len(found.open))
+        observe(OPEN_SESSIONS, value=len(found.waiting))
+        observe(STUCK_SESSIONS, value=sum(uploaded < stuck_since for uploaded in found.waiting))
 
     def _restitch(self, sessions: list[Session]) -> int:
         """Each session once; how many are stitched now. What could not be is not left over: its transcript stands."""

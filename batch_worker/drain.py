@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from aws_lambda_powertools import Logger
 
+from batch_worker.arrivals import Arrivals
 from batch_worker.grouping import Unit, chunk_message, units
 from batch_worker.lease import Leases
 from batch_worker.work import Result, Unauthorized, Worker
 from shared.errors import BadMessage, TransientError
 from shared.queues import Message, Queue, QueueUnavailable
 from shared.server import Limits
+from shared.telemetry import MESSAGES_HANDLED, Observe, unobserved
 
 HEALTH_LIMITS = Limits(connect=2.0, total=5.0)
 HEALTH_POLL_SECONDS = 1.0
@@ -36,9 +38,20 @@ class ServerGone(TransientError):
 class Tally:
     """What happened in a run, by result; `parked`: bodies nobody could read, now in the dead-letter queue."""
 
+    observe: Observe = unobserved
     results: Counter[Result] = field(default_factory=Counter)
     parked: set[str] = field(default_factory=set)
     unauthorized: str = ""
+
+    def count(self, results: Iterable[Result]) -> None:
+        for result in results:
+            self.results[result] += 1
+            self.observe(MESSAGES_HANDLED, result)
+
+    def park(self, body: str) -> None:
+        if body not in self.parked:
+            self.parked.add(body)
+            self.observe(MESSAGES_HANDLED, "parked")
 
 
 @dataclass
@@ -57,6 +70,7 @@ class Drain:
     drain_timeout: float
     group_messages: int
     tally: Tally = field(default_factory=Tally)
+    arrivals: Arrivals | None = None
     _ready: deque[Unit] = field(default_factory=deque, init=False)  # received, leased, and not started yet
     _pool: ThreadPoolExecutor = field(init=False)
 
@@ -102,6 +116,11 @@ class Drain:
         for future in futures:
             future.cancel()  # what has not begun
         return [future.result() for future in futures if future.done() and not future.cancelled()]
+
+    def arrived(self, messages: Sequence[Message]) -> None:
+        """The transcripts that these messages asked for have just come."""
+        if self.arrivals and messages:
+            self.arrivals.observe_all(messages)
 
     def await_server(self) -> None:
         """Wait until a server would answer. Raises ServerGone."""
@@ -182,14 +201,18 @@ class Drain:
             self._work(unit.messages[0])
             return
         settled = self._stitch(unit)
+        arrived: list[Message] = []
         for message, job in zip(unit.messages, unit.jobs, strict=True):
             if job.job_id not in settled:
                 self._ready.append(Unit((message,)))
                 continue
             result, settled[job.job_id] = settled[job.job_id], Result.SKIPPED  # of duplicates only one did the work
-            self.tally.results.update([result])
+            self.tally.count([result])
             self._settle(message, [result])
             self.leases.release(message)
+            if result is Result.TRANSCRIBED:
+                arrived.append(message)
+        self.arrived(arrived)
 
     def _stitch(self, unit: Unit) -> dict[str, Result]:
         try:
@@ -216,10 +239,12 @@ class Drain:
             except Exception:  # a bug of ours must not end the run: the message stays and counts its receives
                 logger.exception("a job failed unexpectedly", extra={"message_id": message.id})
                 results = [Result.LATER]
-            self.tally.results.update(results)
+            self.tally.count(results)
             self._settle(message, results)
         finally:
             self.leases.release(message)
+        if Result.TRANSCRIBED in results:
+            self.arrived([message])
 
     def _settle(self, message: Message, results: list[Result]) -> None:
         try:
@@ -240,7 +265,7 @@ class Drain:
         try:
             self.dead_letters.send_raw(message.body, attributes={"reason": error.message[:256]})
             self.queue.delete(message)
-            self.tally.parked.add(message.body)
+            self.tally.park(message.body)
         except TransientError as failure:
             logger.warning("message not parked", extra={"message_id": message.id, "reason": str(failure)})
 

@@ -55,10 +55,12 @@ class Letters:
         worker: Worker = self.drain.worker
         try:
             results = worker.handle(message.document(), attempts=message.receive_count, final=True)
-            self.drain.tally.results.update(results)
+            self.drain.tally.count(results)
             if Result.LATER in results:
                 return False
             self.queue.delete(message)
+            if Result.TRANSCRIBED in results:
+                self.drain.arrived([message])
         except BadMessage as error:
             return self._parked(message, error)
         except TransientError as error:
@@ -72,7 +74,7 @@ class Letters:
     def _parked(self, message: Message, error: BadMessage) -> bool:
         """A letter nobody can read is kept in the dead-letter queue, with the reason."""
         logger.error("unreadable letter", extra={"message_id": message.id, "reason": error.message})
-        self.drain.tally.parked.add(message.body)
+        self.drain.tally.park(message.body)
         if self.dead_letters is None or self.dead_letters.url == self.queue.url:
             return False
         try:

@@ -1,8 +1,11 @@
 """The worker's settings."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from shared.settings import AwsSettings
+from shared.telemetry import DEFAULT_DEPLOYMENT
 
 
 class WorkerSettings(AwsSettings):
@@ -22,3 +25,7 @@ class WorkerSettings(AwsSettings):
     server_wait: float = Field(default=300.0, ge=0, description="seconds to wait for a server that is starting")
     poll_seconds: int = Field(default=20, ge=1, le=20, description="long poll; also how long 'empty' must last")
     drain_timeout: float = Field(default=25.0, gt=0, description="seconds for jobs in flight after SIGTERM")
+    metrics: Literal["off", "emf"] = Field(
+        default="off", description="emf: print metrics for CloudWatch, every minute, to stdout"
+    )
+    queue_prefix: str = Field(default=DEFAULT_DEPLOYMENT, description="names this deployment in the metrics")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 
 from shared.combine import Combiner, Status
 from shared.errors import PermanentError, RefusedKey
@@ -20,10 +21,14 @@ PARALLEL_READS = 16
 
 @dataclass(frozen=True)
 class Swept:
-    """`open`: jobs nobody has finished; `live`: complete sessions that a stitched pass would better."""
+    """`open`: jobs nobody has finished; `live`: complete sessions that a stitched pass would better.
+
+    `waiting`: for each session that is not complete, when its last upload was.
+    """
 
     open: list[Job]
     live: list[Session]
+    waiting: list[datetime]
 
 
 def sweep(store: Store, combiner: Combiner) -> Swept:
@@ -45,16 +50,18 @@ def sweep(store: Store, combiner: Combiner) -> Swept:
         elif isinstance(parsed, FileKey):
             files.append(info)
     live: list[Session] = []
+    waiting: list[datetime] = []
     for session, chunks in sessions.items():
         combined = combiner.combine(session)
         if combined.status is not Status.COMPLETE:
             files += chunks
+            waiting.append(max(chunk.last_modified for chunk in chunks))
         elif combined.live:
             live.append(session)
     jobs = _open(store, files)
     for session in {parsed.session for job in jobs if isinstance(parsed := job.audio, ChunkKey) and job.size == 0}:
         combiner.combine(session)
-    return Swept([job for job in jobs if job.size != 0], live)
+    return Swept([job for job in jobs if job.size != 0], live, waiting)
 
 
 def _open(store: Store, infos: Iterable[ObjectInfo]) -> list[Job]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import wave
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from gpu_server.decode_pool import DecodePool
 from gpu_server.decoding import SAMPLE_RATE, Limits
 from gpu_server.engines import EngineError, load_engine
 from gpu_server.engines.light import cores
-from gpu_server.metrics import ServerMetrics
+from gpu_server.machine import this_machine
+from gpu_server.metrics import ServerMetrics, Snapshots
 from gpu_server.readiness import Phase, Readiness
 from gpu_server.service import Service
 from gpu_server.settings import ServerSettings
@@ -33,6 +34,7 @@ from shared.errors import SettingsError
 from shared.jobs import Options
 from shared.settings import load
 from shared.store import CLIENT_CONFIG, S3Store
+from shared.telemetry import Observe, Pulse, Telemetry, counted, unobserved
 
 EXIT_SETTINGS = 2
 EXIT_MODEL = 3
@@ -62,9 +64,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(leave.status))
     with tempfile.TemporaryDirectory(prefix="transcription-") as workspace:
-        service = _service(settings, Path(workspace))
+        telemetry = Telemetry(settings.queue_prefix) if settings.metrics == "emf" else None
+        service = _service(settings, Path(workspace), telemetry.observe if telemetry else unobserved)
         app = create_app(service, settings, lifespan=_lifespan(service, settings, leave))
-        with contextlib.suppress(SystemExit):
+        pulse = Pulse(_beat(service, telemetry)) if telemetry else contextlib.nullcontext()
+        with pulse, contextlib.suppress(SystemExit):
             uvicorn.run(
                 app,
                 host=settings.fast_api_host,
@@ -78,13 +82,28 @@ def main() -> int:
     return leave.status
 
 
-def _service(settings: ServerSettings, workspace: Path) -> Service:
+def _beat(service: Service, telemetry: Telemetry) -> Callable[[], None]:
+    snapshots = Snapshots(
+        service.metrics,
+        telemetry.observe,
+        machine=this_machine(),
+        is_ready=lambda: service.readiness.phase is Phase.READY,
+    )
+
+    def beat() -> None:
+        snapshots()
+        telemetry.flush()
+
+    return beat
+
+
+def _service(settings: ServerSettings, workspace: Path, observe: Observe) -> Service:
     store = combiner = None
     if settings.audio_bucket:
         s3 = boto3.client("s3", region_name=settings.aws_region, config=CLIENT_CONFIG)
         events = boto3.client("events", region_name=settings.aws_region, config=CLIENT_CONFIG)
         store = S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner)
-        combiner = Combiner(store, publisher(events, settings.event_bus_name))
+        combiner = Combiner(store, counted(publisher(events, settings.event_bus_name), observe))
     readiness = Readiness(settings.max_in_flight)
     return Service(
         readiness,

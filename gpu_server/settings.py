@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.telemetry import DEFAULT_DEPLOYMENT
+
 
 class ServerSettings(BaseSettings):
     """Without AUDIO_BUCKET the server takes uploads only; without API_KEY it listens on loopback only."""
@@ -50,6 +52,11 @@ class ServerSettings(BaseSettings):
     decode_timeout: float = Field(default=120.0, gt=0, description="seconds for one file")
     request_timeout: float = Field(default=1800.0, gt=0, description="seconds until a waiting caller gets 504")
     drain_timeout: float = Field(default=25.0, gt=0, description="seconds for work in flight after SIGTERM")
+
+    metrics: Literal["off", "emf"] = Field(
+        default="off", description="emf: print metrics for CloudWatch, every minute, to stdout"
+    )
+    queue_prefix: str = Field(default=DEFAULT_DEPLOYMENT, description="names this deployment in the metrics")
 
     allow_url_fetch: bool = Field(default=False, description="turns POST /transcribe-url on")
     url_fetch_hosts: str = Field(default="", description="host:port entries, with commas, allowed even if private")

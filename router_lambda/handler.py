@@ -4,18 +4,19 @@ A handler that returns has succeeded, as far as an asynchronous invocation goes:
 raises, and Lambda's two retries and its failure destination keep the event.
 """
 
+import os
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import boto3
-from aws_lambda_powertools import Logger, Metrics
-from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.parameters import get_parameter
 
-from router_lambda.decide import Policy
+from router_lambda.decide import Decision, Policy
 from router_lambda.discovery import fixed, tagged
 from router_lambda.route import Decided, Router
 from router_lambda.settings import RouterSettings
@@ -27,11 +28,21 @@ from shared.queues import SEND_CONFIG, Queue
 from shared.server import ServerClient
 from shared.settings import load
 from shared.store import CLIENT_CONFIG, S3Store
+from shared.telemetry import (
+    DECISIONS,
+    DEFAULT_DEPLOYMENT,
+    JOBS_QUEUED,
+    RETRIES,
+    UNAUTHORIZED,
+    UPLOAD_TO_TRANSCRIPT,
+    Telemetry,
+    counted,
+)
 
 KEY_SECONDS = 300  # how long the server's key is remembered; a rotated one is picked up after that
 
 logger = Logger(service="router")
-metrics = Metrics(namespace="TranscriptionRouter", service="router")
+telemetry = Telemetry(os.environ.get("QUEUE_PREFIX") or DEFAULT_DEPLOYMENT)
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:
@@ -49,8 +60,9 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
             else:
                 decisions.append(asdict(decided))
                 _log(decided, time.monotonic() - started)
+                _count(decided, one)
     finally:
-        metrics.flush_metrics()
+        telemetry.flush()
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -59,19 +71,36 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
 
 
 def _log(decided: Decided, seconds: float) -> None:
-    milliseconds = round(seconds * 1000)
-    logger.info("decided", extra={**asdict(decided), "milliseconds": milliseconds})
-    metrics.add_metric(name=decided.decision, unit=MetricUnit.Count, value=1)
-    metrics.add_metric(name="milliseconds", unit=MetricUnit.Milliseconds, value=milliseconds)
+    logger.info("decided", extra={**asdict(decided), "milliseconds": round(seconds * 1000)})
+
+
+def _count(decided: Decided, event: Any) -> None:
+    telemetry.observe(DECISIONS, decided.decision)
+    if decided.queued:
+        telemetry.observe(JOBS_QUEUED, decided.queued)
+    if decided.attempts > 1:
+        telemetry.observe(RETRIES, value=decided.attempts - 1)
     if decided.unauthorized:
-        metrics.add_metric(name="unauthorized", unit=MetricUnit.Count, value=1)
+        telemetry.observe(UNAUTHORIZED)
+    if decided.decision is Decision.DIRECT and (uploaded := _uploaded(event)):
+        waited = (datetime.now(UTC) - uploaded).total_seconds()
+        telemetry.observe(UPLOAD_TO_TRANSCRIPT, "direct", value=max(0.0, waited))
+
+
+def _uploaded(event: Any) -> datetime | None:
+    """When the upload was, as EventBridge or S3's own notification says it; other events do not."""
+    try:
+        uploaded = datetime.fromisoformat(event.get("time") or event.get("eventTime"))
+    except (TypeError, ValueError):
+        return None
+    return uploaded if uploaded.tzinfo else None
 
 
 def _log_error(error: Exception) -> None:
     permanent = isinstance(error, PermanentError)
     name = error.type if isinstance(error, PermanentError) else type(error).__name__
     logger.error("not handled", extra={"error": name, "reason": str(error)}, exc_info=not permanent)
-    metrics.add_metric(name="bad-event" if permanent else "error", unit=MetricUnit.Count, value=1)
+    telemetry.observe(DECISIONS, "refused" if permanent else "error")
 
 
 @cache
@@ -85,10 +114,11 @@ def _router() -> Router:
     else:
         ec2 = boto3.client("ec2", config=CLIENT_CONFIG)
         discover = tagged(ec2, settings.gpu_server_tag, port=settings.fast_api_port, clock=time.monotonic)
+    publish = publisher(boto3.client("events", config=CLIENT_CONFIG), settings.event_bus_name)
     return Router(
         store=store,
         queue=Queue(boto3.client("sqs", config=SEND_CONFIG), settings.sqs_queue_url),
-        combiner=Combiner(store, publisher(boto3.client("events", config=CLIENT_CONFIG), settings.event_bus_name)),
+        combiner=Combiner(store, counted(publish, telemetry.observe)),
         discover=discover,
         connect=lambda url: ServerClient(url, api_key=_api_key(settings)),
         policy=Policy(

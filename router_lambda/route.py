@@ -53,6 +53,7 @@ class Decided:
     job_id: str = ""
     attempts: int = 0
     session: str = ""
+    queued: Reason | None = None
     unauthorized: bool = False
     restitch: str = ""
 
@@ -151,8 +152,7 @@ class Router:
                 self.combiner.combine(session)
         except TransientError as error:
             # Whatever is not finished is the worker's: it finds the job done, or does it, and completes the session.
-            self.queue.send(job, Reason.FAILED)
-            decided = Decided(Decision.QUEUED, str(error))
+            decided = self._enqueue(job, Reason.FAILED, str(error))
         return replace(decided, key=job.key, job_id=job.job_id, session=session.id if session else "")
 
     def _transcribe(self, job: Job, force_batch: bool, remaining: Callable[[], float]) -> Decided:
@@ -170,19 +170,16 @@ class Router:
                 record_failure(self.store, job, PermanentError(message, type=type))
                 return Decided(Decision.FAILED, f"{type}: {message}")
             case Enqueue(reason=reason, why=why):
-                self.queue.send(job, reason)
-                return Decided(Decision.QUEUED, why)
+                return self._enqueue(job, reason, why)
             case Post(wait=wait):
                 return self._post(job, wait, remaining)
 
     def _post(self, job: Job, wait: bool, remaining: Callable[[], float]) -> Decided:
         servers, why = self._ready_servers()
         if not servers:
-            self.queue.send(job, Reason.UNHEALTHY)
-            return Decided(Decision.QUEUED, why)
+            return self._enqueue(job, Reason.UNHEALTHY, why)
         if not may_post(remaining()):
-            self.queue.send(job, Reason.FAILED)
-            return Decided(Decision.QUEUED, "no time for a try")
+            return self._enqueue(job, Reason.FAILED, "no time for a try")
         if not wait:
             # Long audio outlives this Lambda. The delayed copy finds the transcript, or does the work.
             self.queue.send(job, Reason.SAFETY_NET, delay=MAX_DELAY_SECONDS)
@@ -205,10 +202,13 @@ class Router:
                 record_failure(self.store, job, PermanentError(message, type=type), attempts=attempts)
                 return Decided(Decision.FAILED, f"{type}: {message}", attempts=attempts)
             case Enqueue(reason=reason, why=why):
-                self.queue.send(job, reason)
-                return Decided(Decision.QUEUED, why, attempts=attempts, unauthorized=unauthorized)
+                return replace(self._enqueue(job, reason, why), attempts=attempts, unauthorized=unauthorized)
             case Retry():
                 raise AssertionError("tenacity stops at anything but a retry")
+
+    def _enqueue(self, job: Job, reason: Reason, why: str) -> Decided:
+        self.queue.send(job, reason)
+        return Decided(Decision.QUEUED, why, queued=reason)
 
     def _ask(self, server: ServerClient, job: Job, wait: bool) -> Answer:
         """One try. A 200 counts only when S3 has the transcript, or says that the audio is another by now."""

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -10,7 +11,10 @@ import pytest
 from moto import mock_aws
 
 from router_lambda import handler as edge
+from router_lambda.decide import Decision
+from router_lambda.route import Decided
 from shared.errors import BadEvent, SettingsError
+from shared.jobs import Reason
 from shared.queues import QueueUnavailable
 from tests.shared.test_events import s3_event
 
@@ -108,6 +112,44 @@ def test_every_decision_is_one_json_line_and_one_metric_without_the_event(
     assert [(line["decision"], line["key"], bool(line["job_id"])) for line in decided] == [("queued", KEY, True)]
     assert {"reason", "attempts", "milliseconds"} <= set(decided[0])
     metrics = [line for line in lines if "_aws" in line]
-    assert metrics[0]["queued"] == [1.0]
-    assert metrics[0]["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "TranscriptionRouter"
+    assert [line for line in metrics if line.get("Decision") == "queued" and line["Decisions"] == [1.0]]
+    assert [line for line in metrics if line.get("Reason") == "unhealthy" and line["JobsQueued"] == [1.0]]
+    assert {line["Deployment"] for line in metrics} == {"smart-transcription"}
+    assert "canary" not in json.dumps(metrics)
     assert "canary@example.com" not in output
+
+
+def test_what_the_router_decided_is_counted(aws: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.now(UTC)
+
+    def decided(decision: Decision, time: datetime | None = None, **facts: Any) -> None:
+        edge._count(Decided(decision, **facts), {} if time is None else {"time": time.isoformat()})
+
+    decided(Decision.DIRECT, now - timedelta(seconds=3), attempts=3)
+    decided(Decision.DIRECT, now + timedelta(seconds=9))  # a clock that is ahead
+    decided(Decision.DIRECT)
+    decided(Decision.QUEUED, now, queued=Reason.FAILED, attempts=4, unauthorized=True)
+    decided(Decision.SKIPPED, now)
+    edge._log_error(BadEvent("?"))
+    edge._log_error(RuntimeError("?"))
+    edge.telemetry.flush()
+
+    metrics = [line for text in capsys.readouterr().out.splitlines() if "_aws" in (line := json.loads(text))]
+    assert {line["Decision"]: line["Decisions"] for line in metrics if "Decision" in line} == {
+        "direct": [3.0],
+        "queued": [1.0],
+        "skipped": [1.0],
+        "refused": [1.0],
+        "error": [1.0],
+    }
+    (plain,) = [line for line in metrics if "Retries" in line]
+    assert (plain["Retries"], plain["Unauthorized"]) == ([5.0], [1.0])
+    (times,) = [line["UploadToTranscript"] for line in metrics if line.get("Route") == "direct"]
+    assert times == [pytest.approx(3, abs=2.9), 0]
+
+
+def test_a_batch_that_fails_is_counted_all_the_same(aws: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadEvent):
+        edge.handler([{"s3_key": "x"}, put()], Context())
+    metrics = [line for text in capsys.readouterr().out.splitlines() if "_aws" in (line := json.loads(text))]
+    assert {line["Decision"] for line in metrics if "Decision" in line} == {"refused", "queued"}
