@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: infra/scripts/step-011-validate-iam-permissions.sh [--dry-run] [--yes] [--help]
-# Summary: Read both roles back, and ask IAM what they may and may not do.
+# Summary: Read the roles back, and ask IAM what they may and may not do.
 source "$(dirname "$0")/lib/common.sh"
 begin "$@"
 identify
@@ -45,7 +45,9 @@ may() {
 }
 
 S3=arn:$PARTITION:s3:::$AUDIO_BUCKET
-in_parallel "documents_of $ROUTER trust-lambda router" "documents_of $INSTANCE_ROLE trust-ec2 gpu-instance" profile
+GROUPS_ARN=arn:$PARTITION:autoscaling:$AWS_REGION:$ACCOUNT:autoScalingGroup:00000000-0000-0000-0000-000000000000
+in_parallel "documents_of $ROUTER trust-lambda router" "documents_of $INSTANCE_ROLE trust-ec2 gpu-instance" \
+  "documents_of $SCHEDULER_ROLE trust-scheduler scheduler" profile
 verdict "the roles' documents" "$NEXT"
 
 in_parallel \
@@ -54,5 +56,8 @@ in_parallel \
   "may $ROUTER $JOBS_ARN sqs:SendMessage=allowed sqs:ReceiveMessage=denied sqs:PurgeQueue=denied" \
   "may $INSTANCE_ROLE $S3/users/u/audio/sessions/s/chunk-1.webm s3:GetObject=allowed s3:PutObject=denied s3:DeleteObject=denied" \
   "may $INSTANCE_ROLE $S3/users/u/transcripts/s.json s3:GetObject=allowed s3:PutObject=allowed s3:DeleteObject=denied" \
-  "may $INSTANCE_ROLE $JOBS_ARN sqs:ReceiveMessage=allowed sqs:DeleteMessage=allowed sqs:PurgeQueue=denied"
+  "may $INSTANCE_ROLE $JOBS_ARN sqs:ReceiveMessage=allowed sqs:DeleteMessage=allowed sqs:PurgeQueue=denied" \
+  "may $INSTANCE_ROLE $GROUPS_ARN:autoScalingGroupName/$INSTANCES autoscaling:TerminateInstanceInAutoScalingGroup=allowed autoscaling:SetDesiredCapacity=denied" \
+  "may $SCHEDULER_ROLE $GROUPS_ARN:autoScalingGroupName/$INSTANCES autoscaling:SetDesiredCapacity=allowed autoscaling:UpdateAutoScalingGroup=denied" \
+  "may $SCHEDULER_ROLE $GROUPS_ARN:autoScalingGroupName/another autoscaling:SetDesiredCapacity=denied"
 verdict "what the roles may do" "$NEXT"

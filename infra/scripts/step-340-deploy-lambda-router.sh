@@ -40,14 +40,6 @@ server_key() {
   good "the server's key is in $API_KEY_PARAMETER"
 }
 
-log_group() {
-  look_up logs describe-log-groups --log-group-name-prefix "$ROUTER_LOG_GROUP" \
-    --query "logGroups[?logGroupName=='$ROUTER_LOG_GROUP'].retentionInDays" --output text || true
-  [[ $FOUND != 30 ]] || return 0
-  [[ -n $FOUND ]] || change logs create-log-group --log-group-name "$ROUTER_LOG_GROUP" --tags "Project=$QUEUE_PREFIX"
-  change logs put-retention-policy --log-group-name "$ROUTER_LOG_GROUP" --retention-in-days 30
-}
-
 settings() {
   documents object "AUDIO_BUCKET=$AUDIO_BUCKET" "SQS_QUEUE_URL=$SQS_QUEUE_URL" \
     "SQS_FAILURES_QUEUE_URL=$SQS_FAILURES_QUEUE_URL" "EVENT_BUS_NAME=$EVENT_BUS_NAME" \
@@ -56,7 +48,26 @@ settings() {
     "GPU_SERVER_TAG=${GPU_SERVER_TAG:-}" "EXPECTED_BUCKET_OWNER=${EXPECTED_BUCKET_OWNER:-}" \
     "ROUTING=${ROUTING:-}" "LONG_AUDIO_BYTES=${LONG_AUDIO_BYTES:-}" "DEFER_ABOVE_BYTES=${DEFER_ABOVE_BYTES:-}" \
     "LIVE_HOURS=${LIVE_HOURS:-}" "LIVE_TIMEZONE=${LIVE_TIMEZONE:-}" "SESSION_FINISH=${SESSION_FINISH:-}" \
-    POWERTOOLS_SERVICE_NAME=router POWERTOOLS_METRICS_NAMESPACE=TranscriptionRouter
+    POWERTOOLS_SERVICE_NAME=router "QUEUE_PREFIX=$QUEUE_PREFIX"
+}
+
+# From ROUTER_SUBNETS the function reaches the instances; without any it is in no network of ours.
+network() {
+  local subnets='[]' groups='[]' vpc
+  if [[ -n $ROUTER_SUBNETS ]]; then
+    # shellcheck disable=SC2001  # quotes in a substitution mean something else to bash 3.2
+    subnets="[\"$(sed 's/,/","/g' <<<"$ROUTER_SUBNETS")\"]"
+    # shellcheck disable=SC2086  # a word for each
+    look_up ec2 describe-subnets --subnet-ids ${ROUTER_SUBNETS//,/ } --query 'Subnets[0].VpcId' --output text ||
+      [[ -n $DRY_RUN ]] || fail "one of the subnets does not exist in $AWS_REGION" "ROUTER_SUBNETS=$ROUTER_SUBNETS" \
+      "correct ROUTER_SUBNETS in ${ENV_FILE/#$ROOT\//}"
+    vpc=$FOUND
+    look_up ec2 describe-security-groups --filters "Name=group-name,Values=$ROUTER_GROUP" "Name=vpc-id,Values=$vpc" \
+      --query 'SecurityGroups[].GroupId' --output text || true
+    [[ -n $FOUND ]] || absent "security group $ROUTER_GROUP in ${vpc:-the VPC}" step-320-launch-gpu-instances
+    groups="[\"$FOUND\"]"
+  fi
+  printf '{"SubnetIds":%s,"SecurityGroupIds":%s}' "$subnets" "$groups"
 }
 
 # A new role takes some seconds to be known to Lambda; nothing tells when.
@@ -97,10 +108,15 @@ update_function() {
 }
 
 function_itself() {
+  local vpc
+  vpc=$(network)
   documents object "FunctionName=$ROUTER" "Role=$ROLE" "Runtime=$LAMBDA_RUNTIME" \
     Handler=router_lambda.handler.handler Timeout:=120 MemorySize:=512 \
-    "Environment:={\"Variables\":$(settings)}" >"$SCRATCH/function.json"
-  if look_up lambda get-function-configuration --function-name "$ROUTER" --output json; then
+    "Environment:={\"Variables\":$(settings)}" "VpcConfig:=$vpc" >"$SCRATCH/function.json"
+  # A function that is in no VPC is described without one, or with an empty one.
+  # shellcheck disable=SC2016  # JMESPath's backticks
+  if look_up lambda get-function-configuration --function-name "$ROUTER" --output json --query \
+    'merge(@, {VpcConfig: {SubnetIds: VpcConfig.SubnetIds || `[]`, SecurityGroupIds: VpcConfig.SecurityGroupIds || `[]`}})'; then
     update_function "$FOUND"
   else
     create_function
@@ -128,7 +144,7 @@ concurrency() {
   good "at most $LAMBDA_CONCURRENCY at once"
 }
 
-in_parallel build server_key log_group
+in_parallel build server_key "log_group $ROUTER_LOG_GROUP"
 function_itself
 retries # one after the other: Lambda refuses two changes at a time
 concurrency
