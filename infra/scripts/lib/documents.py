@@ -37,6 +37,24 @@ def main() -> int:
     includes.add_argument("wanted")
     includes.add_argument("found")
 
+    alarms = commands.add_parser("alarms", help="put-metric-alarm's inputs, one on a line: the rendered template's own")
+    alarms.add_argument("template", type=Path)
+    alarms.add_argument("values", nargs="*", metavar="NAME=VALUE")
+
+    for name, help in (("changed", "those alarms (files) that AWS does not have so"), ("differences", "in words")):
+        compare = commands.add_parser(name, help=help)
+        compare.add_argument("wanted", type=Path, help="a file as `alarms` prints it")
+        compare.add_argument("found", type=Path, help="describe-alarms' MetricAlarms")
+
+    on = commands.add_parser("on", help="the alarms that are on now, and why")
+    on.add_argument("found", type=Path, help="describe-alarms' MetricAlarms")
+
+    costs = commands.add_parser("costs", help="a dashboard's metrics of what each kind of instance costs")
+    costs.add_argument("prices", type=Path)
+    costs.add_argument("deployment")
+    costs.add_argument("types", help="with commas")
+    costs.add_argument("--hidden", action="store_true", help="only to be added up")
+
     arguments = parser.parse_args()
     if arguments.command == "render":
         print(rendered(arguments.template.read_text(), pairs(arguments.values), without=arguments.without))
@@ -52,6 +70,26 @@ def main() -> int:
     elif arguments.command == "includes":
         wanted, found = json.loads(arguments.wanted), json.loads(arguments.found)
         return 0 if all(normal(value) == normal(found.get(name)) for name, value in wanted.items()) else 1
+    elif arguments.command == "alarms":
+        for alarm in alarms_of(arguments.template.read_text(), pairs(arguments.values)):
+            print(compact(alarm))
+    elif arguments.command in ("changed", "differences"):
+        wanted = [json.loads(line) for line in arguments.wanted.read_text().splitlines()]
+        found = {alarm["AlarmName"]: alarm for alarm in json.loads(arguments.found.read_text().strip() or "[]") or ()}
+        for alarm in wanted:
+            differing = differences(alarm, found.get(alarm["AlarmName"]))
+            if differing and arguments.command == "changed":
+                print(compact(alarm))
+            elif differing:
+                print("\n".join(differing))
+    elif arguments.command == "on":
+        for alarm in json.loads(arguments.found.read_text()):
+            if alarm["StateValue"] == "ALARM":
+                print(f"{alarm['AlarmName']} is on: {alarm.get('AlarmDescription', '')}")
+    elif arguments.command == "costs":
+        prices = json.loads(arguments.prices.read_text())["dollars_an_hour"]
+        rows = costs_of(prices, arguments.deployment, arguments.types.split(","), visible=not arguments.hidden)
+        print(",".join(compact(row) for row in rows))
     return 0
 
 
@@ -102,7 +140,41 @@ def normal(value: Any) -> Any:
         return items[0] if len(items) == 1 else items
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return value
+
+
+def alarms_of(template: str, values: dict[str, str]) -> list[dict[str, Any]]:
+    document = json.loads(rendered(template, values))
+    return [{**document["common"], **alarm} for alarm in document["alarms"]]
+
+
+def differences(wanted: dict[str, Any], found: dict[str, Any] | None) -> list[str]:
+    """In words, nothing if there is none. Tags are not among what AWS describes of an alarm."""
+    name = wanted["AlarmName"]
+    if found is None:
+        return [f"alarm {name} does not exist"]
+    return [
+        f"alarm {name}: {field} is {compact(found.get(field))}, expected {compact(value)}"
+        for field, value in wanted.items()
+        if field != "Tags" and normal(value) != normal(found.get(field))
+    ]
+
+
+def costs_of(
+    prices: dict[str, dict[str, float]], deployment: str, types: list[str], *, visible: bool
+) -> list[list[Any]]:
+    """The minutes that instances of each type and market ran, and the dollars that is."""
+    kinds = [(type, market, price) for type in types for market, price in prices.get(type, {}).items()]
+    rows: list[list[Any]] = []
+    for number, (type, market, price) in enumerate(kinds, 1):
+        dimensions = ["Deployment", deployment, "InstanceType", type, "Market", market]
+        minutes = {"id": f"minutes{number}", "visible": False}
+        rows.append(["TranscriptionRouter", "InstanceMinutes", *dimensions, minutes])
+        dollars = {"expression": f"minutes{number} / 60 * {price}", "label": f"{type} {market}"}
+        rows.append([{**dollars, "id": f"dollars{number}", "visible": visible}])
+    return rows
 
 
 def with_eventbridge(configuration: str) -> dict[str, Any]:
