@@ -100,6 +100,7 @@ failures() {
 }
 
 jobs_queue() {
+  # shellcheck disable=SC2034  # fills in the policy
   local QUEUE_ARN=$JOBS_ARN
   queue "$JOBS_QUEUE" "$(documents object VisibilityTimeout=120 MessageRetentionPeriod=604800 \
     ReceiveMessageWaitTimeSeconds=20 SqsManagedSseEnabled=true \

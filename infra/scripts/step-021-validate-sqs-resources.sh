@@ -57,6 +57,7 @@ own_policy() {
 # queue NAME ARN RETENTION VISIBILITY WAIT POLICY REDRIVE
 queue() {
   local name=$1 url found retention encrypted visibility wait policy redrive
+  # shellcheck disable=SC2034  # fills in the policy
   local QUEUE_ARN=$2
   if ! look_up sqs get-queue-url --queue-name "$name" --query QueueUrl --output text; then
     problem "queue $name does not exist"

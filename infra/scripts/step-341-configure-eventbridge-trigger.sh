@@ -74,6 +74,7 @@ check_permissions() {
 }
 
 check_failures_queue() {
+  # shellcheck disable=SC2034  # fills in the policy
   local QUEUE_ARN=$FAILURES_ARN
   local url
   url=$(aws sqs get-queue-url --queue-name "$FAILURES_QUEUE" --query QueueUrl --output text)

@@ -3,6 +3,7 @@
 import io
 import os
 import subprocess
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from infra.local import stack
+from infra.local import processes, stack
+from tests.infra import cli_server
 
 REGION = "us-east-2"
 SCRIPTS = stack.ROOT / "infra/scripts"
@@ -49,8 +51,24 @@ def emulator(root: Path) -> Iterator[stack.Emulator]:
 
 
 @pytest.fixture(scope="session")
-def environment(emulator: stack.Emulator) -> dict[str, str]:
-    return stack.root_environment(emulator.endpoint, REGION)
+def cli(root: Path) -> Iterator[dict[str, str]]:
+    """Makes the scripts' AWS CLI one that is started already."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        client, path = cli_server.install(stack.PYTHON, Path(folder))
+        log, environment = root / "log/cli.log", {**stack.without_aws(os.environ), "PYTHONUTF8": "1"}
+        server = processes.start([stack.PYTHON, cli_server.__file__, path], environment=environment, log=log)
+        try:
+            until(lambda: path.exists() or server.poll() is not None)
+            assert server.poll() is None, processes.tail(log)
+            yield {"AWS_CLI": str(client)}
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.fixture(scope="session")
+def environment(emulator: stack.Emulator, cli: dict[str, str]) -> dict[str, str]:
+    return {**stack.root_environment(emulator.endpoint, REGION), **cli}
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,10 @@ fail() {
   exit 1
 }
 
-unexpected() { fail "$STEP stopped at line $1 (status $2)" "see the message above" "$STEP may be repeated, it is safe"; }
+unexpected() {
+  explain "${REFUSAL:-/dev/null}"
+  fail "$STEP stopped at line $1 (status $2)" "$WHY" "$NEXT"
+}
 
 # A failure travels up through subshells: the one that knows what happened speaks, the others are silent.
 first_failure() { [[ -z ${SCRATCH:-} ]] || mkdir "$SCRATCH/failed" 2>/dev/null; }
@@ -109,6 +112,21 @@ load_configuration() {
   LAMBDA_ARCHITECTURE=${LAMBDA_ARCHITECTURE:-x86_64}
   LAMBDA_CONCURRENCY=${LAMBDA_CONCURRENCY-8}
   [[ -n $LAMBDA_CONCURRENCY ]] || LAMBDA_CONCURRENCY=0
+  FAST_API_PORT=${FAST_API_PORT:-8000}
+  AMI_PARAMETER=${AMI_PARAMETER:-/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id}
+  INSTANCE_TYPES=${INSTANCE_TYPES:-g4dn.xlarge,g5.xlarge,g6.xlarge}
+  MIN_INSTANCES=${MIN_INSTANCES:-0}
+  MAX_INSTANCES=${MAX_INSTANCES:-2}
+  ON_DEMAND_PERCENT=${ON_DEMAND_PERCENT:-0}
+  MAX_INSTANCE_HOURS=${MAX_INSTANCE_HOURS:-12}
+  ALARM_EMAIL=${ALARM_EMAIL:-}
+  MONTHLY_BUDGET=${MONTHLY_BUDGET:-}
+  VPC_ID=${VPC_ID:-}
+  CLIENT_CIDR=${CLIENT_CIDR:-}
+  ROUTER_SUBNETS=${ROUTER_SUBNETS:-}
+  BATCH_SCHEDULE="${BATCH_SCHEDULE:-cron(0 0 * * ? *)}"
+  BATCH_TIMEZONE=${BATCH_TIMEZONE:-UTC}
+  IDLE_TIMEOUT_MINUTES=${IDLE_TIMEOUT_MINUTES:-10}
 }
 
 unquote() {
@@ -170,6 +188,15 @@ need() {
   fi
 }
 
+# absent WHAT STEP: what an earlier step makes is not there; a dry run only says so.
+absent() {
+  if [[ -n $DRY_RUN ]]; then
+    note "$1 does not exist yet; infra/scripts/$2.sh makes it"
+  else
+    fail "$1 does not exist" "" "infra/scripts/$2.sh"
+  fi
+}
+
 # Names: everything that a step creates is looked up by these, never remembered.
 name_everything() {
   JOBS_QUEUE=$QUEUE_PREFIX-jobs
@@ -181,6 +208,19 @@ name_everything() {
   APP_EVENTS_RULE=$QUEUE_PREFIX-app-events
   API_KEY_PARAMETER=/$QUEUE_PREFIX/api-key
   ROUTER_LOG_GROUP=/aws/lambda/$ROUTER
+  ECR_REPOSITORY=$QUEUE_PREFIX-server
+  LAUNCH_TEMPLATE=$QUEUE_PREFIX-gpu
+  INSTANCES=$QUEUE_PREFIX-gpu       # Auto Scaling group, and the instances' Name
+  SERVER_GROUP=$QUEUE_PREFIX-gpu    # security group of the instances
+  ROUTER_GROUP=$QUEUE_PREFIX-router # security group of the function
+  SCHEDULER_ROLE=$QUEUE_PREFIX-scheduler
+  SCHEDULE=$QUEUE_PREFIX-batch
+  ALARM_TOPIC=$QUEUE_PREFIX-alarms
+  DASHBOARD=$QUEUE_PREFIX
+  SERVER_LOG_GROUP=/$QUEUE_PREFIX/server
+  WORKER_LOG_GROUP=/$QUEUE_PREFIX/worker
+  SERVER_ENV_PARAMETER=/$QUEUE_PREFIX/server-env
+  WORKER_ENV_PARAMETER=/$QUEUE_PREFIX/worker-env
 }
 
 # AWS ---------------------------------------------------------------------------------------------------------------
@@ -194,10 +234,52 @@ if [[ -z ${PYTHON:-} ]]; then
   [[ -x $PYTHON ]] || PYTHON=python3
 fi
 
-# For calls that only read. CLI v1 ignores AWS_ENDPOINT_URL for sqs, so it is always passed.
+# For calls that only read. CLI v1 ignores AWS_ENDPOINT_URL for sqs, so it is always passed. What AWS said to a call
+# that failed stays in the file REFUSAL, to be explained to the person.
 aws() {
+  local status=0
+  REFUSAL=$(mktemp "$SCRATCH/refusal.XXXXXX")
   command "$AWS_CLI" --region "$AWS_REGION" ${AWS_ENDPOINT_URL:+--endpoint-url "$AWS_ENDPOINT_URL"} \
-    --cli-connect-timeout 10 --cli-read-timeout 60 "$@"
+    --cli-connect-timeout 10 --cli-read-timeout 60 "$@" 2>"$REFUSAL" || status=$?
+  cat "$REFUSAL" >&2
+  ((status)) || REFUSAL=
+  return "$status"
+}
+
+# explain FILE: what the AWS CLI's words in it mean for a person, as WHY and NEXT.
+explain() {
+  local words action='do this' again="infra/scripts/$STEP.sh, again: it is safe"
+  words=$(cat "$1")
+  WHY="see the message above" NEXT=$again
+  case $words in
+    *"not authorized to perform"* | *AccessDenied* | *UnauthorizedOperation* | *AuthorizationError*)
+      [[ ! $words =~ perform:\ ([A-Za-z0-9-]+:[A-Za-z]+) ]] || action=${BASH_REMATCH[1]}
+      WHY="these credentials may not $action"
+      NEXT="ask for the policy infra/policies/deployer.json (docs/deploy.md says how), then $again"
+      ;;
+    *ExpiredToken* | *RequestExpired* | *"oken has expired"* | *"session has expired"*)
+      WHY="the credentials have expired"
+      NEXT="get new ones (aws sso login, or the keys' owner), then $again"
+      ;;
+    *UnrecognizedClient* | *InvalidClientTokenId* | *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AuthFailure*)
+      WHY="AWS in $AWS_REGION does not know these credentials: they are wrong, or this region is not enabled"
+      NEXT="aws configure, then $again"
+      ;;
+    *"Unable to locate credentials"* | *NoCredentials* | *"config profile"*)
+      WHY="there are no credentials"
+      NEXT="aws configure (or export AWS_PROFILE), then $again"
+      ;;
+    *"Could not connect"* | *"onnect timeout"* | *"Could not resolve"*)
+      WHY="nothing answers at ${AWS_ENDPOINT_URL:-AWS in $AWS_REGION}: is that a region, and is there a network?"
+      NEXT="AWS_REGION in ${ENV_FILE/#$ROOT\//}"
+      [[ -z ${AWS_ENDPOINT_URL:-} ]] || NEXT="make up, if that is the local stack"
+      ;;
+    *Throttling* | *RequestLimitExceeded* | *TooManyRequests*) WHY="AWS asks for fewer calls at a time" ;;
+    *LimitExceeded* | *QuotaExceeded*)
+      WHY="a quota of this account is used up"
+      NEXT="ask for more (docs/deploy.md, quotas), then $again"
+      ;;
+  esac
 }
 
 # For calls that change something.
@@ -211,6 +293,8 @@ change() {
   fi
 }
 
+ABSENT='NoSuch|NotFound|NonExistent|DoesNotExist|\(404\)' # in AWS's words for "there is no such thing"
+
 # look_up COMMAND…: its output goes to FOUND; false if AWS says that there is no such thing. Any other error ends the
 # step: "not allowed to look" must never pass for "not there".
 look_up() {
@@ -218,21 +302,37 @@ look_up() {
   errors=$(mktemp "$SCRATCH/errors.XXXXXX")
   if FOUND=$(aws "$@" 2>"$errors"); then
     return 0
-  elif grep -qE 'NoSuch|NotFound|NonExistent|DoesNotExist|\(404\)' "$errors"; then
+  elif grep -qE "$ABSENT" "$errors"; then
     FOUND=
     return 1
   fi
   cat "$errors" >&2
-  fail "aws $1 $2 was refused" "see the message above"
+  explain "$errors"
+  fail "aws $1 $2 was refused" "$WHY" "$NEXT"
+}
+
+# need_group: the Auto Scaling group must be there. Its largest and its desired size go to FOUND.
+need_group() {
+  look_up autoscaling describe-auto-scaling-groups --auto-scaling-group-names "$INSTANCES" \
+    --query 'AutoScalingGroups[0].[MaxSize,DesiredCapacity]' --output text || true
+  [[ -n $FOUND && $FOUND != None ]] || absent "Auto Scaling group $INSTANCES" step-320-launch-gpu-instances
+}
+
+# log_group NAME: with 30 days of memory; one that has no end of it yet gets one.
+log_group() {
+  look_up logs describe-log-groups --log-group-name-prefix "$1" --output text \
+    --query "logGroups[?logGroupName=='$1'] | [0].[logGroupName,retentionInDays]" || true
+  [[ $FOUND != "$1"$'\t30' ]] || return 0
+  [[ $FOUND == "$1"$'\t'* ]] || change logs create-log-group --log-group-name "$1" --tags "Project=$QUEUE_PREFIX"
+  change logs put-retention-policy --log-group-name "$1" --retention-in-days 30
 }
 
 # Who we are: sets ACCOUNT and PARTITION, and the ARNs made of them. One call.
 identify() {
   local arn
   [[ -n $AWS_REGION ]] || fail "AWS_REGION is not set" "" "infra/scripts/step-000-setup-configuration.sh"
-  read -r ACCOUNT arn < <(aws sts get-caller-identity --query '[Account,Arn]' --output text || true) ||
-    fail "nobody to be at ${AWS_ENDPOINT_URL:-AWS}" "aws sts get-caller-identity was refused (message above)" \
-      "$([[ -n ${AWS_ENDPOINT_URL:-} ]] && echo 'make up, if that is the local stack' || echo 'aws configure')"
+  look_up sts get-caller-identity --query '[Account,Arn]' --output text
+  read -r ACCOUNT arn <<<"$FOUND"
   PARTITION=$(cut -d: -f2 <<<"$arn")
   AUDIO_BUCKET=${AUDIO_BUCKET:-$QUEUE_PREFIX-audio-$ACCOUNT}
   JOBS_ARN=$(sqs_arn "$JOBS_QUEUE")
