@@ -3,10 +3,11 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := -q --disable-pip-version-check --require-hashes
+PIP := -q --disable-pip-version-check --no-compile --require-hashes
+SHELL_FILES := .ci/run $(sort $(shell find infra requirements -name '*.sh'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install up down worker bench deploy deploy-core lint format lock clean
+.PHONY: help demo test install up down worker bench deploy deploy-core deploy-check destroy image-check lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,7 +16,7 @@ demo: $(VENV)/.local $(VENV)-aws/.installed ## the whole system at work on this 
 	@$(BIN)/python -m cli demo
 
 test: install lint ## linters' and types' checks, unit and integration tests
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 install: $(VENV)/.dev $(VENV)-aws/.installed ## everything for development, into .venv and .venv-aws
 
@@ -28,19 +29,34 @@ down: ## stop the local stack
 worker: $(VENV)/.local $(VENV)-aws/.installed ## drain the local stack's queue
 	@$(BIN)/python -m cli worker
 
-deploy: deploy-core ## run the numbered deploy scripts against the AWS (or endpoint) of .env
+# DRY_RUN=1 only prints what would change; YES=1 asks nothing.
+FLAGS = $(if $(DRY_RUN),--dry-run) $(if $(YES),--yes)
+
+deploy: $(VENV)/.local $(VENV)-aws/.installed ## the numbered deploy scripts, against .env's AWS (FROM=NNN, SKIP="NNN …")
+	@bash infra/scripts/deploy.sh $(FLAGS) all
 
 deploy-core: $(VENV)/.local $(VENV)-aws/.installed ## the core of them: queues, bucket events, router
-	@set -e; for step in 000 001 010 011 020 021 340 341 342; do bash infra/scripts/step-$$step-*.sh; done
+	@bash infra/scripts/deploy.sh $(FLAGS) core
+
+destroy: $(VENV)/.local $(VENV)-aws/.installed ## all of it goes; the bucket with the recordings only with DELETE_AUDIO=yes
+	@bash infra/scripts/step-999-destroy-all.sh $(FLAGS)
+
+deploy-check: $(VENV)/.dev $(VENV)-aws/.installed ## deploy, use and destroy it on a local AWS with IAM enforced
+	@$(BIN)/python -m pytest tests/infra/test_destroy.py tests/infra/test_scripts.py -k "deploys or second_deployment"
+
+image-check: ## build the GPU image here with buildah, and ask its container for a transcript (root; 40 GB of disk)
+	@bash infra/image/check.sh
 
 bench: $(VENV)/.dev $(VENV)-aws/.installed ## measure the server on real speech, beside stock WhisperX (ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)
 
-lint: $(VENV)/.dev ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(VENV)/.dev ## ruff, mypy, shellcheck and shfmt
+	@$(BIN)/shfmt -i 2 -ci -d $(SHELL_FILES)
+	@$(BIN)/shellcheck $(SHELL_FILES) & \
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && wait $$!
 
 format: $(VENV)/.dev ## rewrite the code as ruff wants it
-	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/shfmt -i 2 -ci -w $(SHELL_FILES)
 
 lock: $(VENV)/.dev ## renew the pinned requirements, with hashes
 	@bash requirements/lock.sh
