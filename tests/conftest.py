@@ -21,6 +21,7 @@ LONGEST = "integration"  # the folder whose tests take longest: they begin first
 ONE_STACK = {LONGEST, "infra"}  # folders whose tests share a local AWS
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `pytest -n`: what shares a session's fixtures stays in one process, one file or one folder."""
     for item in items:

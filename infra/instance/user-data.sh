@@ -208,7 +208,7 @@ server() {
 }
 
 worker() {
-  container worker --env "FAST_API_SERVER_URL=http://transcription-server:$PORT" --env "SERVER_WAIT=$START_SECONDS" \
+  container worker --no-healthcheck --env "FAST_API_SERVER_URL=http://transcription-server:$PORT" --env "SERVER_WAIT=$START_SECONDS" \
     "$IMAGE" python -m batch_worker --until-empty
 }
 

@@ -293,7 +293,7 @@ change() {
   fi
 }
 
-ABSENT='NoSuch|NotFound|NonExistent|DoesNotExist|\(404\)' # in AWS's words for "there is no such thing"
+ABSENT='\([A-Za-z.]*(NoSuch|NotFound|NonExistent|DoesNotExist)[A-Za-z.]*\)|\(404\)' # the code of "there is no such thing"
 
 # look_up COMMAND…: its output goes to FOUND; false if AWS says that there is no such thing. Any other error ends the
 # step: "not allowed to look" must never pass for "not there".
