@@ -16,7 +16,7 @@ demo: $(VENV)/.local $(VENV)-aws/.installed ## the whole system at work on this 
 	@$(BIN)/python -m cli demo
 
 test: install lint ## linters' and types' checks, unit and integration tests
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST)
 
 install: $(VENV)/.dev $(VENV)-aws/.installed ## everything for development, into .venv and .venv-aws
 

@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import PurePath
 
 import boto3
 import pytest
 from hypothesis import settings
 from moto import mock_aws
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler.protocol import Scheduling
 
 from shared.store import CLIENT_CONFIG, S3Store, Store
 from tests.fakes import MemoryStore
@@ -21,13 +25,20 @@ LONGEST = "integration"  # the folder whose tests take longest: they begin first
 ONE_STACK = {LONGEST, "infra"}  # folders whose tests share a local AWS
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: what shares a session's fixtures stays in one process, one file or one folder."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_STACK else item.path.stem))
     items.sort(key=lambda item: item.path.parent.name != LONGEST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """For `pytest -n`: what shares a session's fixtures stays in one process, a file or a whole folder."""
+    return Together(config, log)
+
+
+class Together(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name in ONE_STACK else file)
 
 
 @pytest.fixture
