@@ -284,10 +284,10 @@ explain() {
 
 # For calls that change something.
 change() {
+  local line
   if [[ -n $DRY_RUN ]]; then
-    printf '  would run: aws' >&2
-    printf ' %q' "$@" >&2
-    printf '\n' >&2
+    printf -v line ' %q' "$@"
+    printf '  would run: aws%s\n' "$line" >&2 # in one go: others may be printing too
   else
     aws "$@"
   fi
