@@ -91,7 +91,7 @@ class System:
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     local = LocalStack(tmp_path_factory.mktemp("local"))
     # A machine that does other work too may answer late; two seconds are the router's own tests' matter.
-    os.environ["HEALTH_CHECK_TIMEOUT"] = "15"
+    os.environ["HEALTH_CHECK_TIMEOUT"] = "10"
     try:
         local.up(server=True, on_step=lambda step, seconds: None)
         yield System(local)
