@@ -25,7 +25,7 @@ matches AUDIO_BUCKET '[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]' "a bucket name: 3 to 63 
 matches EVENT_BUS_NAME '[A-Za-z0-9._-]{1,256}' "'default' or the name of a bus (not its ARN)"
 matches FAST_API_SERVER_URL '(https?://[^[:space:],]+(,https?://[^[:space:],]+)*)?' \
   "the server's URL such as http://10.0.1.5:8000, several with commas, or nothing"
-matches HEALTH_CHECK_TIMEOUT '[0-9]+(\.[0-9]+)?' "seconds, such as 2"
+matches HEALTH_CHECK_TIMEOUT '10|[0-9](\.[0-9]+)?' "seconds such as 2, at most 10"
 matches LAMBDA_RUNTIME 'python3\.1[1-9]' "python3.11 or newer"
 matches LAMBDA_ARCHITECTURE 'x86_64|arm64' "x86_64 or arm64"
 matches LAMBDA_CONCURRENCY '[0-9]+' "how many routers may run at once, or 0 for no reservation"
