@@ -30,7 +30,7 @@ from gpu_server.requests import (
     upload_options,
 )
 from gpu_server.service import Done, Service, wait_for
-from gpu_server.session_pass import together
+from gpu_server.session_outputs import together
 from gpu_server.settings import ServerSettings
 from shared.errors import Contended, SourceMissing
 from shared.jobs import Job, Options

@@ -18,7 +18,8 @@ from gpu_server.listener import Seat
 from gpu_server.metrics import ServerMetrics
 from gpu_server.problems import Refused
 from gpu_server.readiness import Phase, Readiness
-from gpu_server.session_pass import UNRECORDED, Ended, Outputs, SessionPass, jobs_in
+from gpu_server.session_outputs import Outputs
+from gpu_server.session_pass import UNRECORDED, Ended, SessionPass, jobs_in
 from gpu_server.track import join, whole
 from gpu_server.transcriber import Route, Transcriber
 from shared.chunk_writer import Written, write_chunk

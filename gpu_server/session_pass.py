@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TypeGuard
 from gpu_server.chunks import Chunks
 from gpu_server.decoding import Decoded
 from gpu_server.engines import UnknownLanguage, UnsupportedOption
+from gpu_server.session_outputs import Outputs, index_of
 from gpu_server.track import join
 from gpu_server.transcriber import Route, Transcriber
 from shared.chunk_writer import Written, write_transcript
@@ -24,27 +24,14 @@ from shared.errors import BadManifest, PermanentError, RouterError, TransientErr
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, Session, parse_chunk_key, parse_key
 from shared.manifest import parse_manifest
-from shared.outcomes import (
-    HEADER_MISSING,
-    Outcome,
-    Seen,
-    precedence,
-    read_failure,
-    read_outcome,
-    read_record,
-    record_failure,
-    record_stands,
-    source_of,
-)
-from shared.sessions import ChunkOutcome, combine_chunks
-from shared.store import ABSENT, ObjectInfo, Store
-from shared.transcript import ErrorRecord, ObjectRef, Transcript
+from shared.outcomes import HEADER_MISSING, precedence, read_failure, record_failure, record_stands, source_of
+from shared.store import ObjectInfo, Store
+from shared.transcript import Transcript
 
 PARALLEL = 8  # chunks fetched, decoded and written at once
 FETCHED_TOGETHER = 16
 GROUP = 360  # chunks on one track: half an hour of 5-second ones. Its neighbours are heard too, so no seam shows
 FAILED = "failed"
-MISSING = "chunk-missing"
 # Not the audio's fault: its header may arrive later, and what a caller asked for is that caller's to change.
 UNRECORDED = frozenset({HEADER_MISSING, UnknownLanguage.type, UnsupportedOption.type})
 
@@ -70,25 +57,6 @@ class _Chunk:
     error: PermanentError | None = None
 
 
-class Outputs:
-    """What lies at a session's output keys, by one listing: what is not there is not asked for, and the rest once.
-
-    Safe to share between threads. It grows old: a write that rests on it is conditional, and looks again.
-    """
-
-    def __init__(self, store: Store, session: Session) -> None:
-        self._store = store
-        self._keys = {info.key for info in store.list(session.transcript_prefix)}
-        self._seen: dict[str, Seen] = {}
-
-    def of(self, job: Job) -> Seen:
-        if job.output_key not in self._seen:
-            record = read_record(self._store, job) if job.audio.error_key in self._keys else None
-            outcome = read_outcome(self._store, job) if job.output_key in self._keys else Outcome(ABSENT)
-            self._seen[job.output_key] = Seen(outcome, record)
-        return self._seen[job.output_key]
-
-
 @dataclass
 class SessionPass:
     """Everything a stitched pass is made through. Safe to share between threads."""
@@ -106,7 +74,7 @@ class SessionPass:
 
         Raises TransientError, and InputRefused for bad options, when all else is done.
         """
-        ordered = sorted({job.key: job for job in jobs}.values(), key=_index)
+        ordered = sorted({job.key: job for job in jobs}.values(), key=index_of)
         errors: list[RouterError] = []
         ended: dict[str, Ended] = {}
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="session") as pool:
@@ -160,7 +128,7 @@ class SessionPass:
     ) -> dict[str, Transcript | PermanentError]:
         """Transcripts of a group, heard with its neighbours, or why there is none. `language`: if it is settled."""
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
-            members = {_index(job): job for job in [*self._neighbours(group, known), *group]}
+            members = {index_of(job): job for job in [*self._neighbours(group, known), *group]}
             got = list(self._get([members[index] for index in sorted(members)], known, Path(folder), pool))
             audible = [chunk for chunk in got if chunk.decoded and chunk.pcm]
             breaks = [place for place in range(1, len(audible)) if audible[place].index != audible[place - 1].index + 1]
@@ -195,8 +163,8 @@ class SessionPass:
 
     def _neighbours(self, group: Sequence[Job], known: Sequence[Job]) -> Iterator[Job]:
         """The chunks just before and after each run of the group: their audio is heard, not written."""
-        indices = {_index(job) for job in group}
-        by_index = {_index(job): job for job in known}
+        indices = {index_of(job) for job in group}
+        by_index = {index_of(job): job for job in known}
         for index in {near for own in indices for near in (own - 1, own + 1)} - indices - {0}:
             if job := by_index.get(index) or self._sibling(group[0], index):
                 yield job
@@ -216,7 +184,7 @@ class SessionPass:
         decode = partial(self._decode, etags={job.key: job.etag for job in known})
         for start in range(0, len(jobs), FETCHED_TOGETHER):
             some = jobs[start : start + FETCHED_TOGETHER]
-            folders = [folder / str(_index(job)) for job in some]
+            folders = [folder / str(index_of(job)) for job in some]
             yield from pool.map(decode, some, pool.map(self._fetch, some, folders), folders)
 
     def _fetch(self, job: Job, folder: Path) -> Path | None:
@@ -225,11 +193,11 @@ class SessionPass:
 
     def _decode(self, job: Job, media: Path | None, folder: Path, *, etags: Mapping[str, str]) -> _Chunk:
         if media is None:
-            return _Chunk(job, _index(job))
+            return _Chunk(job, index_of(job))
         try:
-            return _Chunk(job, _index(job), *self.chunks.decode(job, media, self.transcriber, folder, etags=etags))
+            return _Chunk(job, index_of(job), *self.chunks.decode(job, media, self.transcriber, folder, etags=etags))
         except PermanentError as error:
-            return _Chunk(job, _index(job), error=error)
+            return _Chunk(job, index_of(job), error=error)
 
     def _is_gone(self, like: Job, index: int) -> bool:
         """Whether a chunk has its outcome and no audio any more: nobody will ever hear it."""
@@ -292,39 +260,12 @@ def jobs_in(store: Store, session: Session, options: Options, outputs: Outputs) 
         return list(pool.map(job, newest.values()))
 
 
-def together(store: Store, session: Session, jobs: Iterable[Job]) -> Transcript:
-    """These chunks' outcomes as one transcript; what is missing between them is a gap."""
-    outcomes = {_index(job): _outcome(store, job) for job in jobs}
-    found = [outcomes.get(index) or _nothing(store, index) for index in range(1, max(outcomes) + 1)]
-    return combine_chunks(session, bucket=store.bucket, manifest_etag="", chunks=found)
-
-
-def _outcome(store: Store, job: Job) -> ChunkOutcome:
-    outcome = read_outcome(store, job)
-    result = outcome.transcript if outcome.is_for(job) else read_failure(store, job)
-    if result is None:
-        return _nothing(store, _index(job))
-    return ChunkOutcome(_index(job), job.key, job.etag, job.output_key, outcome.etag, result)
-
-
-def _nothing(store: Store, index: int) -> ChunkOutcome:
-    source = ObjectRef(bucket=store.bucket, key="", etag="")
-    record = ErrorRecord(
-        type=MISSING,
-        message="there is no result for this chunk",
-        source=source,
-        attempts=0,
-        created_at=datetime.fromtimestamp(0, UTC),
-    )
-    return ChunkOutcome(index, "", "", "", "", record)
-
-
 def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that can be heard in one go: with the same wishes, one to an index, not too many."""
     for _, alike in groupby(jobs, key=lambda job: job.options):
         group: list[Job] = []
         for job in alike:
-            if len(group) == GROUP or (group and _index(job) == _index(group[-1])):
+            if len(group) == GROUP or (group and index_of(job) == index_of(group[-1])):
                 yield group
                 group = []
             group.append(job)
@@ -337,9 +278,3 @@ def _speaks(made: Transcript | PermanentError) -> TypeGuard[Transcript]:
 
 def _has_both_sides(index: int, heard: set[int], last: int | None) -> bool:
     return (index == 1 or index - 1 in heard) and (index == last or index + 1 in heard)
-
-
-def _index(job: Job) -> int:
-    names = job.audio
-    assert isinstance(names, ChunkKey)
-    return names.index

@@ -20,12 +20,6 @@ TYPES=${INSTANCE_TYPE:-$INSTANCE_TYPES}
 # found COMMAND…: look_up for a list; an empty one is false too.
 found() { look_up "$@" && [[ -n $FOUND && $FOUND != None ]]; }
 
-# ours WHAT OWNER: what has the name but not the tag is someone else's and stays as it is.
-ours() {
-  [[ $2 == "$QUEUE_PREFIX" ]] || fail "$1 belongs to something else" \
-    "it is there already and has no tag Project=$QUEUE_PREFIX" "choose another QUEUE_PREFIX in $CONFIGURATION"
-}
-
 # What must be there already ----------------------------------------------------------------------------------------
 
 image() {
@@ -210,19 +204,8 @@ settings() {
   done
 }
 
-saved_settings() {
-  look_up ssm get-parameter --name "$SERVER_ENV_PARAMETER" --query Parameter.Value --output text
-}
-
 server_settings() {
-  local wanted
-  wanted=$(settings)
-  if ! saved_settings; then
-    change ssm put-parameter --name "$SERVER_ENV_PARAMETER" --type String --value "$wanted" \
-      --tags "Key=Project,Value=$QUEUE_PREFIX" >/dev/null
-  elif [[ $FOUND != "$wanted" ]]; then
-    change ssm put-parameter --name "$SERVER_ENV_PARAMETER" --type String --value "$wanted" --overwrite >/dev/null
-  fi
+  save_parameter "$SERVER_ENV_PARAMETER" "$(settings)"
   good "the server's settings are in $SERVER_ENV_PARAMETER"
 }
 
@@ -287,7 +270,7 @@ check_group() {
 }
 
 check_settings() {
-  saved_settings || true
+  saved_parameter "$SERVER_ENV_PARAMETER" || true
   [[ $FOUND == "$(settings)" ]] || problem "$SERVER_ENV_PARAMETER is not what was written: ${FOUND:0:200}"
 }
 

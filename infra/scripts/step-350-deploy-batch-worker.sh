@@ -22,19 +22,8 @@ settings() {
   done
 }
 
-saved_settings() {
-  look_up ssm get-parameter --name "$WORKER_ENV_PARAMETER" --query Parameter.Value --output text
-}
-
 worker_settings() {
-  local wanted
-  wanted=$(settings)
-  if ! saved_settings; then
-    change ssm put-parameter --name "$WORKER_ENV_PARAMETER" --type String --value "$wanted" \
-      --tags "Key=Project,Value=$QUEUE_PREFIX" >/dev/null
-  elif [[ $FOUND != "$wanted" ]]; then
-    change ssm put-parameter --name "$WORKER_ENV_PARAMETER" --type String --value "$wanted" --overwrite >/dev/null
-  fi
+  save_parameter "$WORKER_ENV_PARAMETER" "$(settings)"
   good "the worker's settings are in $WORKER_ENV_PARAMETER"
 }
 
@@ -50,7 +39,7 @@ in_parallel worker_settings "log_group $SERVER_LOG_GROUP" "log_group $WORKER_LOG
 [[ -z $DRY_RUN ]] || exit 0
 
 check_settings() {
-  saved_settings || true
+  saved_parameter "$WORKER_ENV_PARAMETER" || true
   [[ $FOUND == "$(settings)" ]] || problem "$WORKER_ENV_PARAMETER is not what was written: ${FOUND:0:200}"
 }
 

@@ -13,7 +13,7 @@ INPUT=$(documents object "AutoScalingGroupName=$INSTANCES" DesiredCapacity:=1 Ho
 RETRIES=185 MAX_AGE=21600
 
 # Schedules have no tags; whose one is shows in the role that it acts with.
-ours() { [[ $FOUND == *"\"$ROLE\""* ]]; }
+acts_as_our_role() { [[ $FOUND == *"\"$ROLE\""* ]]; }
 
 # save create|update: a new role takes some seconds to be known to EventBridge Scheduler; nothing tells when.
 save() {
@@ -54,7 +54,7 @@ documents object "Name=$SCHEDULE" "Description=Smart Transcription Router: start
   )" >"$SCRATCH/schedule.json"
 if ! look_up scheduler get-schedule --name "$SCHEDULE" --output json; then
   save create
-elif ! ours; then
+elif ! acts_as_our_role; then
   fail "schedule $SCHEDULE is someone else's" "it does not act as $SCHEDULER_ROLE, so it stays as it is" \
     "choose another QUEUE_PREFIX in ${ENV_FILE/#$ROOT\//}"
 elif documents includes "$(cat "$SCRATCH/schedule.json")" "$FOUND"; then

@@ -6,12 +6,6 @@ begin "$@"
 identify
 source "$LIB/monitoring.sh"
 
-# ours WHAT OWNER: what has the name but not the tag is someone else's and stays as it is.
-ours() {
-  [[ $2 == "$QUEUE_PREFIX" ]] || fail "$1 belongs to something else" \
-    "it is there already and has no tag Project=$QUEUE_PREFIX" "choose another QUEUE_PREFIX in ${ENV_FILE/#$ROOT\//}"
-}
-
 # Whom alarms tell --------------------------------------------------------------------------------------------------
 
 # A key of our own, because alarms may not use the one that SNS brings:

@@ -318,6 +318,23 @@ need_group() {
   [[ -n $FOUND && $FOUND != None ]] || absent "Auto Scaling group $INSTANCES" step-320-launch-gpu-instances
 }
 
+# ours WHAT OWNER: what has the name but not the tag is someone else's and stays as it is.
+ours() {
+  [[ $2 == "$QUEUE_PREFIX" ]] || fail "$1 belongs to something else" \
+    "it is there already and has no tag Project=$QUEUE_PREFIX" "choose another QUEUE_PREFIX in ${ENV_FILE/#$ROOT\//}"
+}
+
+saved_parameter() { look_up ssm get-parameter --name "$1" --query Parameter.Value --output text; }
+
+# save_parameter NAME VALUE: written only where it differs.
+save_parameter() {
+  if ! saved_parameter "$1"; then
+    change ssm put-parameter --name "$1" --type String --value "$2" --tags "Key=Project,Value=$QUEUE_PREFIX" >/dev/null
+  elif [[ $FOUND != "$2" ]]; then
+    change ssm put-parameter --name "$1" --type String --value "$2" --overwrite >/dev/null
+  fi
+}
+
 # log_group NAME: with 30 days of memory; one that has no end of it yet gets one.
 log_group() {
   look_up logs describe-log-groups --log-group-name-prefix "$1" --output text \
