@@ -20,6 +20,17 @@ from tests.infra import cli_server
 REGION = "us-east-2"
 SCRIPTS = stack.ROOT / "infra/scripts"
 
+# How a stand-in for the AWS CLI begins: `words` is the call, without the options that every call has.
+WORDS_OF_CALL = """#!/usr/bin/env bash
+words=()
+while (($#)); do
+  case $1 in
+    --region | --endpoint-url | --cli-connect-timeout | --cli-read-timeout) shift 2 ;;
+    *) words+=("$1"); shift ;;
+  esac
+done
+"""
+
 Aws = Callable[[str], Any]
 
 

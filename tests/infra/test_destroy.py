@@ -17,7 +17,7 @@ from botocore.config import Config
 
 from infra.local import stack
 from infra.scripts.lib.documents import rendered
-from tests.infra.conftest import REGION, SCRIPTS, Aws, Step, until
+from tests.infra.conftest import REGION, SCRIPTS, WORDS_OF_CALL, Aws, Step, until
 from tests.infra.test_policies import as_list, outcome
 
 PREFIX = "short-lived"
@@ -122,15 +122,9 @@ def test_the_core_is_the_same_for_people_and_for_the_local_stack() -> None:
 # What AWS says when it refuses, in words for a person ---------------------------------------------------------------
 
 # Answers from files named after the call; what is deleted is gone, unless a file `no-…` says what to answer instead.
-WORLD = r"""#!/usr/bin/env bash
-words=()
-while (($#)); do
-  case $1 in
-    --region | --endpoint-url | --cli-connect-timeout | --cli-read-timeout) shift 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
-call="${words[0]} ${words[1]}"
+WORLD = (
+    WORDS_OF_CALL
+    + r"""call="${words[0]} ${words[1]}"
 printf '%s\n' "${words[*]//$'\n'/ }" >>"$WORLD/calls"
 if [[ -e "$WORLD/no-$call" ]]; then
   cat "$WORLD/no-$call" >&2
@@ -155,6 +149,7 @@ elif [[ ${words[1]} =~ ^(get|describe|head) ]]; then
   exit 254
 fi
 """
+)
 
 
 class World:

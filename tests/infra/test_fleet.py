@@ -16,7 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.local import stack
-from tests.infra.conftest import REGION, SCRIPTS, Aws, Step
+from tests.infra.conftest import REGION, SCRIPTS, WORDS_OF_CALL, Aws, Step
 
 PREFIX = "smart-transcription"
 GROUP = f"{PREFIX}-gpu"
@@ -236,14 +236,9 @@ def test_an_instance_that_the_group_must_have_stays_and_one_that_cannot_leave_sw
 
 # From outside: what goes wrong ---------------------------------------------------------------------------------------
 
-CLI = """#!/usr/bin/env bash
-words=()
-while (($#)); do
-  case $1 in
-    --region | --endpoint-url | --cli-connect-timeout | --cli-read-timeout) shift 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
+CLI = (
+    WORDS_OF_CALL
+    + """\
 printf '%s\\n' "${words[*]}" >>"$CALLS"
 answer="$ANSWERS/${words[0]} ${words[1]}"
 [[ -e $answer ]] || { echo "An error occurred (NoSuchEntity) when calling it" >&2; exit 254; }
@@ -253,6 +248,7 @@ else
   cat "$answer"
 fi
 """
+)
 
 WELL = {
     "sts get-caller-identity": "111111111111\tarn:aws:iam::111111111111:user/me",

@@ -10,7 +10,7 @@ import pytest
 
 from infra.local import stack
 from infra.scripts.lib.documents import rendered
-from tests.infra.conftest import REGION, SCRIPTS, Aws, Step
+from tests.infra.conftest import REGION, SCRIPTS, WORDS_OF_CALL, Aws, Step
 
 PREFIX = "night"
 GROUP = f"{PREFIX}-gpu"
@@ -161,14 +161,9 @@ def work(aws: Aws, url: str) -> None:
 
 # Against a stand-in for the CLI, whose answers are files --------------------------------------------------------------
 
-STAND_IN = """#!/usr/bin/env bash
-words=()
-while (($#)); do
-  case $1 in
-    --region | --endpoint-url | --cli-connect-timeout | --cli-read-timeout) shift 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
+STAND_IN = (
+    WORDS_OF_CALL
+    + """\
 name="${words[0]} ${words[1]}"
 printf '%s\\n' "${words[*]//$'\\n'/ }" >>"$HERE/calls"
 answer="$HERE/answers/$name"
@@ -183,6 +178,7 @@ else
   cat "$answer"
 fi
 """
+)
 
 # What the reads of a healthy deployment answer, after --query.
 HEALTHY = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra.local import stack
-from tests.infra.conftest import SCRIPTS, Aws, Step, until
+from tests.infra.conftest import SCRIPTS, WORDS_OF_CALL, Aws, Step, until
 
 STEPS = sorted(path.name for path in SCRIPTS.glob("step-*.sh"))
 PREFIX = "smart-transcription"
@@ -89,14 +89,9 @@ def test_a_script_parses(name: str) -> None:
 
 # Dry run, against a stand-in for the CLI that knows no resource -----------------------------------------------------
 
-STAND_IN = """#!/usr/bin/env bash
-words=()
-while (($#)); do
-  case $1 in
-    --region | --endpoint-url | --cli-connect-timeout | --cli-read-timeout) shift 2 ;;
-    *) words+=("$1"); shift ;;
-  esac
-done
+STAND_IN = (
+    WORDS_OF_CALL
+    + """\
 printf '%s %s\\n' "${words[0]}" "${words[1]}" >>"$CALLS"
 case "${words[0]} ${words[1]}" in
   "sts get-caller-identity") printf '111111111111\\tarn:aws:iam::111111111111:root\\n' ;;
@@ -104,6 +99,7 @@ case "${words[0]} ${words[1]}" in
   *) echo "An error occurred (NoSuchEntity) when calling: (404)" >&2; exit 254 ;;
 esac
 """
+)
 
 
 @pytest.fixture
