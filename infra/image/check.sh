@@ -33,13 +33,21 @@ finish() {
   [[ -z ${SERVER:-} ]] || wait "$SERVER" 2>/dev/null || true
   store unmount --all >/dev/null 2>&1 || true
   store rm --all >/dev/null 2>&1 || true
-  umount "$WORK/storage/overlay" 2>/dev/null || true
-  if grep -qF " $WORK/" /proc/self/mounts; then # to remove through a mount would remove this machine's own files
+  if ! unmount; then # to remove through a mount would remove this machine's own files
     say "$WORK is left: something in it is still mounted"
   elif [[ -z ${KEEP:-} ]]; then
     rm -rf "$WORK"
   fi
   exit "$status"
+}
+
+# unmount: the container's buildah outlives it for a moment, and mounts its storage once more to tidy up.
+unmount() {
+  local deadline=$((SECONDS + 30))
+  while pgrep -f -- "--root $WORK/storage" >/dev/null || grep -qF " $WORK/" /proc/self/mounts; do
+    ((SECONDS < deadline)) || return 1
+    umount "$WORK/storage/overlay" 2>/dev/null || sleep 1
+  done
 }
 
 # Tools, room ---------------------------------------------------------------------------------------------------------
