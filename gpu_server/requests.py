@@ -35,6 +35,7 @@ class TranscribeS3(Options):
     etag: str | None = Field(default=None, max_length=256, description="only if the audio still is this version")
     version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
     retry_failed: bool = Field(default=False, description="try again although this audio's failure is on record")
+    new: bool = Field(default=False, description="nothing lies at its output keys: the caller has just looked")
     route: Route = Field(default="direct", description="how the job came here; kept in the transcript")
 
 

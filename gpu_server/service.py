@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,9 +28,11 @@ from shared.combine import Combiner, Status
 from shared.errors import PermanentError, RefusedKey, SourceMissing
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, Session, session_of
-from shared.outcomes import read_failure, read_outcome, record_failure, source_of
+from shared.outcomes import NOTHING, read_failure, read_outcome, record_failure, source_of
 from shared.store import Store
 from shared.transcript import Transcript
+
+REMEMBERED = 1000  # duplicates of an event come within seconds
 
 T = TypeVar("T")
 logger = Logger(service="gpu-server", child=True)
@@ -76,13 +79,21 @@ class Service:
         self._threads = ThreadPoolExecutor(readiness.capacity, thread_name_prefix="job")
         self._lookups = ThreadPoolExecutor(readiness.capacity, thread_name_prefix="lookup")
         self._flights: dict[object, asyncio.Task[Any]] = {}
+        self._ended: deque[object] = deque(maxlen=REMEMBERED)  # flights' names
 
-    def start_job(self, job: Job, route: Route, *, retry_failed: bool = False) -> "asyncio.Task[Done]":
+    def start_job(
+        self, job: Job, route: Route, *, retry_failed: bool = False, new: bool = False
+    ) -> "asyncio.Task[Done]":
         """The flight of this input: the one that is under way, or a new one, which takes a slot.
 
         It goes on when its callers leave. Raises Refused when the server is full or not ready.
+
+        new: the caller has just seen that nothing lies at the job's output keys. If that is no longer so, the
+            conditional write finds out; a job that has just ended here is looked for all the same.
         """
-        return self._fly(job.job_id, partial(self._job_flight, job, route, retry_failed), job.key)
+        seen = NOTHING if new and job.job_id not in self._ended else None
+        write = partial(write_chunk, seen=seen, retry_failed=retry_failed)
+        return self._fly(job.job_id, partial(self._job_flight, job, route, write), job.key)
 
     def start_session(
         self, session: Session, jobs: Sequence[Job], options: Options, route: Route, *, retry_failed: bool = False
@@ -100,8 +111,8 @@ class Service:
             flight.add_done_callback(partial(self._landed, name, key))
         return flight
 
-    async def _job_flight(self, job: Job, route: Route, retry_failed: bool) -> Done:
-        done = await self._in_slot(partial(self._run_job, job, route, retry_failed), "s3")
+    async def _job_flight(self, job: Job, route: Route, write: Callable[..., Written]) -> Done:
+        done = await self._in_slot(partial(self._run_job, job, route, write), "s3")
         session = session_of(job.audio)
         if session and self._restitch and done.betterable:
             # A full server has better things to do; the next batch run betters the session.
@@ -163,10 +174,11 @@ class Service:
 
     def _landed(self, name: object, key: str, flight: "asyncio.Task[Any]") -> None:
         del self._flights[name]
+        self._ended.append(name)
         error = None if flight.cancelled() else flight.exception()
         logger.info("job ended", extra={"key": key, "result": type(error).__name__ if error else "done"})
 
-    def _run_job(self, job: Job, route: Route, retry_failed: bool) -> Done:
+    def _run_job(self, job: Job, route: Route, write: Callable[..., Written]) -> Done:
         """The chunk writer's protocol, then the session's, in a thread of our own."""
         assert self.store
         made: list[Transcript] = []
@@ -177,7 +189,7 @@ class Service:
 
         with self._ready_transcriber().listener.coming() as arrived:
             try:
-                written = write_chunk(self.store, job, transcribe, workspace=self._workspace, retry_failed=retry_failed)
+                written = write(self.store, job, transcribe, workspace=self._workspace)
             except RefusedKey:
                 raise
             except PermanentError as error:

@@ -64,16 +64,17 @@ class Enqueue:
 
 @dataclass(frozen=True)
 class Post:
-    """Ask a server. `wait` False: it is long, so don't hold the Lambda for it."""
+    """Ask a server. `wait` False: it is long, so don't hold the Lambda for it. `new`: nothing lies where it writes."""
 
     wait: bool
+    new: bool = False
 
 
 def triage(
     job: Job, *, standing: Standing, force_batch: bool, policy: Policy, now: datetime
 ) -> Skip | Refuse | Enqueue | Post:
     """What to do with audio, before any server is asked. `now` is in the policy's time zone."""
-    if standing is not Standing.OPEN:
+    if not standing.is_open:
         return Skip(standing)
     if job.size == 0:
         return Refuse("media-empty", "the object has no bytes")
@@ -85,7 +86,7 @@ def triage(
         return Enqueue(Reason.DEFERRED, "larger than DEFER_ABOVE_BYTES")
     if not _is_live(policy, now):
         return Enqueue(Reason.DEFERRED, "outside LIVE_HOURS")
-    return Post(wait=(job.size or 0) <= policy.long_above)
+    return Post(wait=(job.size or 0) <= policy.long_above, new=standing is Standing.NEW)
 
 
 def wants_stitching(combined: Combined, *, policy: Policy, now: datetime) -> bool:

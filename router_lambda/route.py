@@ -35,7 +35,7 @@ from shared.errors import BadEvent, PermanentError, RefusedKey, SourceMissing, T
 from shared.events import NotAnUpload, Upload, parse_upload
 from shared.jobs import Job, Reason
 from shared.keys import IgnoredKey, ManifestKey, Session, parse_key, session_of
-from shared.outcomes import Standing, record_failure, record_refusal, standing
+from shared.outcomes import record_failure, record_refusal, standing
 from shared.queues import MAX_DELAY_SECONDS, Queue
 from shared.server import Answer, Limits, Said, ServerClient
 from shared.store import Store
@@ -171,23 +171,23 @@ class Router:
                 return Decided(Decision.FAILED, f"{type}: {message}")
             case Enqueue(reason=reason, why=why):
                 return self._enqueue(job, reason, why)
-            case Post(wait=wait):
-                return self._post(job, wait, remaining)
+            case Post():
+                return self._post(job, step, remaining)
 
-    def _post(self, job: Job, wait: bool, remaining: Callable[[], float]) -> Decided:
+    def _post(self, job: Job, post: Post, remaining: Callable[[], float]) -> Decided:
         servers, why = self._ready_servers()
         if not servers:
             return self._enqueue(job, Reason.UNHEALTHY, why)
         if not may_post(remaining()):
             return self._enqueue(job, Reason.FAILED, "no time for a try")
-        if not wait:
+        if not post.wait:
             # Long audio outlives this Lambda. The delayed copy finds the transcript, or does the work.
             self.queue.send(job, Reason.SAFETY_NET, delay=MAX_DELAY_SECONDS)
         attempts = 0
 
         def attempt() -> tuple[Answer, Settled | Refuse | Enqueue | Retry]:
             nonlocal attempts
-            answer = self._ask(servers[attempts % len(servers)], job, wait)
+            answer = self._ask(servers[attempts % len(servers)], job, wait=post.wait, new=post.new and attempts == 0)
             attempts += 1
             jitter = random.uniform(-1, 1)  # noqa: S311 (spreads load, hides nothing)
             return answer, after_answer(answer, attempt=attempts, remaining=remaining(), jitter=jitter)
@@ -210,10 +210,11 @@ class Router:
         self.queue.send(job, reason)
         return Decided(Decision.QUEUED, why, queued=reason)
 
-    def _ask(self, server: ServerClient, job: Job, wait: bool) -> Answer:
+    def _ask(self, server: ServerClient, job: Job, *, wait: bool, new: bool) -> Answer:
         """One try. A 200 counts only when S3 has the transcript, or says that the audio is another by now."""
-        answer = server.transcribe(job, Limits(CONNECT_SECONDS, ANSWER_SECONDS), route=ROUTE, wait=wait)
-        if answer.said is Said.DONE and standing(self.store, job, check_source=True) is Standing.OPEN:
+        limits = Limits(CONNECT_SECONDS, ANSWER_SECONDS)
+        answer = server.transcribe(job, limits, route=ROUTE, wait=wait, new=new)
+        if answer.said is Said.DONE and standing(self.store, job, check_source=True).is_open:
             answer = Answer(Said.FAILED, answer.status, message="the server said 200, but S3 has no transcript")
         if answer.said is Said.FAILED:
             self.breaker.failed()

@@ -111,13 +111,20 @@ def write_transcript(
 
 
 def write_chunk(
-    store: Store, job: Job, transcribe: Transcribe, *, workspace: Path, retry_failed: bool = False
+    store: Store,
+    job: Job,
+    transcribe: Transcribe,
+    *,
+    workspace: Path,
+    seen: Seen | None = None,
+    retry_failed: bool = False,
 ) -> Written:
     """Run the protocol for one job that is transcribed by itself, from its own file. Raises as `write_transcript`.
 
     Args:
         transcribe: from the audio file to its transcript; the only slow part, called at most once.
         workspace: a folder for the audio, which is removed again.
+        seen: as in `write_transcript`.
     """
 
     def produce() -> Transcript | None:
@@ -125,7 +132,7 @@ def write_chunk(
             audio = Path(folder, "audio")
             return transcribe(audio) if fetch(store, job, audio) else None
 
-    return write_transcript(store, job, produce, retry_failed=retry_failed)
+    return write_transcript(store, job, produce, seen=seen, retry_failed=retry_failed)
 
 
 def fetch(store: Store, job: Job, target: Path) -> bool:

@@ -37,14 +37,22 @@ class Seen:
     record: ErrorRecord | None
 
 
+NOTHING = Seen(Outcome(ABSENT), None)
+
+
 class Standing(StrEnum):
-    """How a job stands by what S3 holds. All but OPEN need no more work."""
+    """How a job stands by what S3 holds. All but NEW and OPEN need no more work."""
 
     TRANSCRIBED = "transcribed"
     FAILED = "failed"
     SUPERSEDED = "superseded"  # the audio is another version by now; that one has its own event
     DUPLICATE = "duplicate"  # another object with its chunk number is newer, and has the place
     OPEN = "open"
+    NEW = "new"  # open, and nothing lies at its output keys
+
+    @property
+    def is_open(self) -> bool:
+        return self in (Standing.OPEN, Standing.NEW)
 
 
 def source_of(job: Job) -> ObjectRef:
@@ -104,7 +112,9 @@ def standing(store: Store, job: Job, *, check_source: bool = False) -> Standing:
     source = store.head(job.key) if check_source or rivals else None
     if source and source.etag != job.etag:
         return Standing.SUPERSEDED
-    return Standing.DUPLICATE if source and newer_rival(store, source, rivals) else Standing.OPEN
+    if source and newer_rival(store, source, rivals):
+        return Standing.DUPLICATE
+    return Standing.OPEN if record or outcome.etag != ABSENT else Standing.NEW
 
 
 def rival_keys(job: Job, *documents: Transcript | ErrorRecord | None) -> set[str]:

@@ -12,6 +12,7 @@ from shared.jobs import Job, Options
 from shared.outcomes import HEADER_MISSING
 
 HEALTH_BYTES = 16 * 1024
+METRICS_BYTES = 1024 * 1024
 ANSWER_BYTES = 64 * 1024
 SESSION_CHUNKS = 2000  # the most that one request may name
 SESSION_ANSWER_BYTES = SESSION_CHUNKS * 2048  # a key of 1,024 bytes, a status, and the words for a failure
@@ -24,6 +25,15 @@ class Health:
     ready: bool
     alive: bool
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a server has done since its start, and does now, in jobs; and how long its recognizer was busy with it."""
+
+    ended: int
+    in_flight: int
+    busy_seconds: float = 0.0
 
 
 class Said(StrEnum):
@@ -79,9 +89,23 @@ class ServerClient:
         reason = str(_json(response).get("reason") or f"HTTP {response.status_code}")
         return Health(ready=False, alive=reason == "saturated", reason=reason)
 
-    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True) -> Answer:
-        """Post a job and say what came back. Never raises for anything a server can do."""
+    def work(self, limits: Limits) -> Work | None:
+        """What it has to do, whoever asked for it; None if it does not say."""
+        try:
+            response = asyncio.run(self._call("GET", "/metrics", limits, METRICS_BYTES))
+        except (httpx.HTTPError, TimeoutError, ConnectionError):
+            return None
+        return read_work(response.text) if response.status_code == httpx.codes.OK else None
+
+    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False) -> Answer:
+        """Post a job and say what came back. Never raises for anything a server can do.
+
+        Args:
+            new: nothing lies at the job's output keys, as the caller has just seen: the server need not look again.
+        """
         body = _input(job) | {"return_text": False, "wait": wait, "route": route} | _wishes(job.options)
+        if new:
+            body |= {"new": True}
         return self._ask("/transcribe-s3", body, limits, ANSWER_BYTES)
 
     def transcribe_session(self, what: Sequence[Job] | str, limits: Limits, *, route: str, wait: bool = True) -> Answer:
@@ -153,6 +177,15 @@ def read_answer(response: httpx.Response) -> Answer:
     elif status in _INPUT_STATUSES and _is_ours(response) and type not in _NOT_THE_INPUTS:
         said = Said.REFUSED
     return Answer(said, status, type, message, _retry_after(response))
+
+
+def read_work(metrics: str) -> Work | None:
+    """The server's jobs in what it tells Prometheus; None if that tells of none."""
+    ended, in_flight, busy = (
+        [float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(name)]
+        for name in ("transcription_jobs_total{", "transcription_jobs_in_flight ", "recognizer_busy_seconds_total ")
+    )
+    return Work(int(sum(ended)), int(in_flight[0]), sum(busy)) if in_flight else None
 
 
 def _is_ours(response: httpx.Response) -> bool:

@@ -23,7 +23,11 @@ from shared.errors import StoreUnavailable
 
 # botocore's own defaults (60 s to connect, 60 s to read, 5 attempts) would outlive a Lambda.
 CLIENT_CONFIG = Config(
-    connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3}, max_pool_connections=32
+    connect_timeout=2,
+    read_timeout=5,
+    retries={"mode": "standard", "total_max_attempts": 3},
+    max_pool_connections=32,
+    user_agent="smart-transcription-router",
 )
 DOWNLOAD_CHUNK_BYTES = 1 << 20
 T = TypeVar("T")
@@ -83,7 +87,9 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]: ...
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """What is under `prefix`, in the order of its keys; only keys beyond `after`."""
+        ...
 
 
 class S3Store:
@@ -139,8 +145,9 @@ class S3Store:
             raise PreconditionFailed(key)
         return etag
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(**self._target, Prefix=prefix)
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        start = {"StartAfter": after} if after else {}
+        pages = self._client.get_paginator("list_objects_v2").paginate(**self._target, **start, Prefix=prefix)
         try:
             for page in pages:
                 for item in page.get("Contents", ()):

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from shared.chunk_writer import write_transcript
 from shared.jobs import Job, JobMessage, Reason
 from shared.keys import ChunkKey, parse_key
 from shared.outcomes import standing
-from shared.queues import MAX_RECEIVE, Backlog, Message, QueueUnavailable
-from shared.server import Answer, Health, Limits, Said
+from shared.queues import MAX_BATCH, MAX_RECEIVE, Backlog, Message, QueueUnavailable
+from shared.server import Answer, Health, Limits, Said, Work
 from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, StoredObject
 from shared.transcript import ObjectRef, Segment, Transcript, Word
 
@@ -70,9 +70,10 @@ class MemoryStore:
                 raise PreconditionFailed(key)
             return self._write(key, body, metadata or {})
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         with self._call("list", prefix):
-            found = [info for key, (_, info) in sorted(self.objects.items()) if key.startswith(prefix)]
+            items = sorted(self.objects.items())
+            found = [info for key, (_, info) in items if key.startswith(prefix) and key > after]
         return iter(found)
 
     def _write(self, key: str, body: bytes, metadata: dict[str, str]) -> str:
@@ -123,13 +124,18 @@ class MemoryQueue:
         self.attributes.append(attributes or {})
         if not delay:
             name = f"m{len(self.sent)}"
-            self.visible.append(Message(name, name, body, 0))
+            self.visible.append(Message(name, name, body, 0, attributes or {}, EPOCH))
+
+    def send_all(self, jobs: Sequence[Job], reason: Reason) -> None:
+        assert len(jobs) <= MAX_BATCH
+        for job in jobs:
+            self.send(job, reason)
 
     def receive(self, *, most: int, wait: int, visibility: int) -> list[Message]:
         self._check()
         most = min(most, MAX_RECEIVE)
         taken, self.visible = self.visible[:most], self.visible[most:]
-        taken = [Message(m.id, m.receipt, m.body, m.receive_count + 1) for m in taken]
+        taken = [replace(message, receive_count=message.receive_count + 1) for message in taken]
         self.held |= {message.receipt: message for message in taken}
         return taken
 
@@ -168,17 +174,24 @@ class ScriptedServer:
     lies: bool = False
     url: str = "http://server"
     calls: list[tuple[Job, bool]] = field(default_factory=list)
+    called_new: list[bool] = field(default_factory=list)
     session_answers: list[Answer] = field(default_factory=lambda: [Answer(Said.DONE, 200)])
     session_calls: list[tuple[Sequence[Job] | str, bool]] = field(default_factory=list)
     deaf_to: set[str] = field(default_factory=set)
+    of_others: Work = Work(ended=0, in_flight=0)
+
+    def work(self, limits: Limits) -> Work | None:
+        own = len(self.calls) + len(self.session_calls)
+        return Work(self.of_others.ended + own, self.of_others.in_flight)
 
     def health(self, limits: Limits) -> Health:
         return self.ready
 
-    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True) -> Answer:
+    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False) -> Answer:
         self.calls.append((job, wait))
+        self.called_new.append(new)
         answer = self.answers[min(len(self.calls), len(self.answers)) - 1]
-        if answer.said is Said.DONE and not self.lies and standing(self.store, job).value == "open":
+        if answer.said is Said.DONE and not self.lies and standing(self.store, job).is_open:
             self.store.upload(job.output_key, transcript_for(job).to_json())
         return answer
 

@@ -55,6 +55,14 @@ def test_audio_in_s3_is_transcribed_to_s3(served: Served) -> None:
     assert served.engine.calls == 1
 
 
+def test_a_job_that_has_just_ended_is_not_done_again_for_a_caller_who_looked_before(served: Served) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    first, second = served.from_s3(new=True), served.from_s3(new=True)
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert first.json()["text"] == second.json()["text"]
+    assert served.engine.calls == 1
+
+
 def test_the_last_chunk_completes_its_session(served: Served) -> None:
     served.store.upload(KEY, HELLO.read_bytes())
     served.store.upload(KEY.replace("chunk-1.webm", "metadata.json"), b'{"chunkCount": 1}')

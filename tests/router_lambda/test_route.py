@@ -111,6 +111,13 @@ def test_a_failing_server_is_tried_four_times_and_then_the_queue_has_it(world: W
     assert world.queue.reasons() == [Reason.FAILED]
 
 
+def test_the_server_need_not_look_again_where_nothing_lay_but_it_must_after_a_try(world: World) -> None:
+    world.server.answers = [Answer(Said.FAILED), Answer(Said.DONE, 200)]
+    world.upload()
+    world.upload(body=b"recorded again")
+    assert world.server.called_new == [True, False, False]
+
+
 def test_a_server_that_recovers_in_time_is_enough(world: World) -> None:
     world.server.answers = [Answer(Said.FAILED), Answer(Said.BUSY, 503), Answer(Said.DONE, 200)]
     assert world.upload().decision is Decision.DIRECT

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.chunk_writer import Written, fetch, write_chunk, write_transcript
 from shared.errors import Contended, InputRefused, SourceMissing, StoreUnavailable, TransientError
 from shared.jobs import Job
-from shared.outcomes import HEADER_MISSING, Standing, read_failure, read_outcome, record_failure, standing
+from shared.outcomes import HEADER_MISSING, NOTHING, Standing, read_failure, read_outcome, record_failure, standing
 from shared.transcript import ObjectRef, Transcript, read_transcript
 from tests.fakes import MemoryStore, transcript_for
 
@@ -101,6 +101,21 @@ def test_an_older_transcript_never_replaces_a_newer_one(store: MemoryStore, tmp_
     outcome = read_outcome(store, job_of(store))
     assert outcome.transcript is not None
     assert outcome.transcript.text == "second"
+
+
+def test_where_nothing_was_seen_three_requests_are_enough(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY)
+    job = job_of(store)
+    assert write_chunk(store, job, Recognizer(job), workspace=tmp_path, seen=NOTHING) is Written.WRITTEN
+    assert [name for name, _ in store.trace] == ["download", "head", "put"]
+
+
+def test_what_came_since_nothing_was_seen_is_left_as_it_is(store: MemoryStore, tmp_path: Path) -> None:
+    store.upload(KEY, b"first")
+    old = job_of(store)
+    etag = store.upload(old.output_key, transcript_for(old, "another writer's").to_json())
+    assert write_chunk(store, old, Recognizer(old), workspace=tmp_path, seen=NOTHING) is Written.WRITTEN
+    assert read_outcome(store, old).etag == etag
 
 
 def test_missing_audio_is_permanent(store: MemoryStore, tmp_path: Path) -> None:

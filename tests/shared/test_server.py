@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
+from gpu_server.metrics import ServerMetrics
 from shared.jobs import Job, Options
 from shared.keys import Session
-from shared.server import SESSION_CHUNKS, Answer, Health, Limits, Said, ServerClient, read_answer
+from shared.server import SESSION_CHUNKS, Answer, Health, Limits, Said, ServerClient, Work, read_answer, read_work
 
 JOB = Job(bucket="audio-bucket", key="a b+ü.mp3", etag="e1", options=Options(language="de"))
 LIMITS = Limits(connect=1, total=1)
@@ -210,3 +212,20 @@ def test_a_body_without_end_is_cut_off(misbehaving: Callable[[bytes, bytes], str
     head = b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n"
     url = misbehaving(head, b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
     assert ServerClient(url).transcribe(JOB, Limits(connect=1, total=10), route="direct").said is Said.BUSY
+
+
+def test_a_server_says_what_it_has_done_and_does() -> None:
+    metrics = ServerMetrics()
+    assert read_work(generate_latest(metrics.registry).decode()) == Work(ended=0, in_flight=0)
+    metrics.jobs.labels("s3", "written").inc(3)
+    metrics.jobs.labels("upload", "error").inc()
+    metrics.in_flight.inc(2)
+    page = generate_latest(metrics.registry)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=page))
+    assert ServerClient("http://server", transport=transport).work(LIMITS) == Work(ended=4, in_flight=2)
+
+
+@pytest.mark.parametrize("response", [httpx.Response(401), httpx.Response(200, content=b"another's page")])
+def test_a_server_that_does_not_say_what_it_does_is_no_error(response: httpx.Response) -> None:
+    transport = httpx.MockTransport(lambda request: response)
+    assert ServerClient("http://server", transport=transport).work(LIMITS) is None

@@ -78,6 +78,7 @@ def test_a_listing_goes_on_after_a_thousand_keys(any_store: Store) -> None:
         put(any_store, f"p/{number:04}", b"")
     put(any_store, "q/other", b"")
     assert [info.key for info in any_store.list("p/")] == [f"p/{number:04}" for number in range(1005)]
+    assert [info.key for info in any_store.list("p/", after="p/1001")] == ["p/1002", "p/1003", "p/1004"]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
