@@ -64,6 +64,18 @@ class Bucket:
         with ThreadPoolExecutor(UPLOADERS) as pool:
             return list(pool.map(lambda file: self._put(*file), files))
 
+    def requests_of_a_job(self, audio: Stored) -> list[tuple[str, str]]:
+        """The requests that our server makes for it, presigned: looks, the audio, its version, the transcript."""
+        output = {"Bucket": BUCKET, "Key": f"traffic/{audio.key}.json"}
+        calls: list[tuple[str, str, dict[str, str]]] = [
+            ("GET", "get_object", {"Bucket": BUCKET, "Key": f"traffic/{audio.key}.error.json"}),
+            ("GET", "get_object", {"Bucket": BUCKET, "Key": f"traffic/{audio.key}.none.json"}),
+            ("GET", "get_object", {"Bucket": BUCKET, "Key": audio.key}),
+            ("HEAD", "head_object", {"Bucket": BUCKET, "Key": audio.key}),
+            ("PUT", "put_object", output),
+        ]
+        return [(method, self._s3.generate_presigned_url(name, Params=of)) for method, name, of in calls]
+
     def _put(self, key: str, path: Path) -> Stored:
         answer = self._s3.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
         return Stored(key, answer["ETag"].strip('"'))
@@ -140,7 +152,7 @@ class OurServer(PlainServer):
     def from_s3(self, audio: Stored) -> Call:
         """As the router asks for it, but for the text."""
         path = f"s3://{BUCKET}/{audio.key}"
-        body = {"s3_input_path": path, "etag": audio.etag, "language": "en", "return_text": True}
+        body = {"s3_input_path": path, "etag": audio.etag, "language": "en", "return_text": True, "new": True}
         return lambda: str(self._post("/transcribe-s3", body)["text"])
 
     def session(self, session: Session) -> Call:
