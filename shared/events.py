@@ -163,7 +163,7 @@ def _bare(etag: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Wake:
-    """A schedule's knock: nothing to transcribe, the worker is simply to look around."""
+    """A schedule's knock, at the worker or at the launcher: nothing to transcribe."""
 
 
 Letter = JobMessage | Upload | NotAnUpload | Wake
@@ -188,7 +188,7 @@ def parse_letter(document: Any, *, depth: int = 0) -> list[Letter]:
         ]
     if "job_id" in document or ("version" in document and "detail-type" not in document):
         return [parse_job_message(document)]
-    if document.get("source") == "aws.scheduler":
+    if document.get("source") == "aws.scheduler" or "occasion" in document:  # the latter is the launcher's
         return [Wake()]
     if isinstance(document.get("Records") or document.get("events"), list):
         return [letter for event in unwrap_events(document) for letter in parse_letter(event, depth=depth + 1)]

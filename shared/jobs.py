@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shared.errors import BadMessage, RefusedKey
 from shared.keys import AudioKey, ChunkKey, parse_audio_key
 
+# About what a second takes: Opus between the 3,000 of a thrifty producer and the 16,000 of Chromium's recorder, MP3 and
+# AAC at 128 kbit/s, FLAC and WAV of one channel at 16 kHz. For how much work waits, not for any transcript.
+BYTES_A_SECOND = {"webm": 8_000, "ogg": 8_000, "opus": 8_000, "flac": 20_000, "wav": 32_000}
+BYTES_A_SECOND_OF_OTHERS = 16_000
+
 
 class Options(BaseModel):
     """What a caller may ask of a transcription. Empty fields are left to the server."""
@@ -39,6 +44,7 @@ class Reason(StrEnum):
     DEFERRED = "deferred"
     SAFETY_NET = "safety_net"
     SWEPT = "swept"
+    BACKFILL = "backfill"  # a person queued an archive
 
 
 class Job(BaseModel):
@@ -61,6 +67,13 @@ class Job(BaseModel):
     @property
     def output_key(self) -> str:
         return self.audio.output_key
+
+    @property
+    def audio_seconds(self) -> float | None:
+        """How long the audio is, guessed from its size; None where nobody said that."""
+        if self.size is None:
+            return None
+        return self.size / BYTES_A_SECOND.get(self.key.rpartition(".")[2].lower(), BYTES_A_SECOND_OF_OTHERS)
 
     @property
     def job_id(self) -> str:

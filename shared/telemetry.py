@@ -54,7 +54,7 @@ DECISIONS = Metric(
         )
     },
 )
-# Without safety nets: those are the decision "accepted".
+# Without safety nets, which are the decision "accepted", and backfills, which a person's own machine queues.
 JOBS_QUEUED = Metric("JobsQueued", MetricUnit.Count, {"Reason": ("unhealthy", "failed", "forced", "deferred", "swept")})
 RETRIES = Metric("Retries", MetricUnit.Count)
 UNAUTHORIZED = Metric("Unauthorized", MetricUnit.Count)
@@ -83,11 +83,21 @@ MESSAGES_HANDLED = Metric(
 JOBS_LEFT = Metric("JobsLeft", MetricUnit.Count)
 OPEN_SESSIONS = Metric("OpenSessions", MetricUnit.Count)
 STUCK_SESSIONS = Metric("StuckSessions", MetricUnit.Count)
+INSTANCE_NOTICES = Metric("InstanceNotices", MetricUnit.Count, {"Notice": ("interruption", "rebalance", "scale-in")})
+# The launcher
+CAPACITY_DECISIONS = Metric(
+    "CapacityDecisions",
+    MetricUnit.Count,
+    {"Reason": ("empty", "waits", "too-little", "backlog", "overdue", "budget", "gave-up")},
+)
+DESIRED_CAPACITY = Metric("DesiredCapacity", MetricUnit.Count)
+INSTANCES_REAPED = Metric("InstancesReaped", MetricUnit.Count)
 
 METRICS = (
     *(DECISIONS, JOBS_QUEUED, RETRIES, UNAUTHORIZED, UPLOAD_TO_TRANSCRIPT, SESSIONS_WRITTEN),
     *(SERVERS_READY, INSTANCE_MINUTES, SERVER_JOBS, AUDIO_SECONDS, RECOGNIZER_BUSY_SECONDS),
-    *(MESSAGES_HANDLED, JOBS_LEFT, OPEN_SESSIONS, STUCK_SESSIONS),
+    *(MESSAGES_HANDLED, JOBS_LEFT, OPEN_SESSIONS, STUCK_SESSIONS, INSTANCE_NOTICES),
+    *(CAPACITY_DECISIONS, DESIRED_CAPACITY, INSTANCES_REAPED),
 )
 
 

@@ -7,8 +7,9 @@
 #   boot    at each boot: units, disk, settings, image; safe to repeat. What happens without an argument
 #   server  the server's container, and
 #   worker  the batch worker's, each run by its systemd unit
-#   finish  every minute: is there anything left to do here?
+#   finish  every minute: the worker ends this instance when there is nothing to do; this does when there is no worker
 #   leave   take this instance out of its group
+#   fail    have the group put another in its place
 #
 # ROOT_DIR is the root of another file system, for tests.
 
@@ -25,7 +26,7 @@ START_SECONDS=1200 # a server that is not healthy by then will not be
 main() {
   mkdir -p "$STATE"
   case ${1:-boot} in
-    boot | server | worker | finish | leave) "${@:-boot}" ;;
+    boot | server | worker | finish | leave | fail) "${@:-boot}" ;;
     *)
       printf 'unknown command: %s\n' "$1" >&2
       exit 64
@@ -79,7 +80,7 @@ END
   # Status 2: wrong settings, which no second try makes right.
   unit worker.service <<END
 [Unit]
-Description=Transcription batch worker: empties the queue
+Description=Transcription batch worker: empties the queue, and ends this instance when nothing comes any more
 Wants=transcription-server.service
 Requires=docker.service
 After=docker.service transcription-server.service
@@ -95,7 +96,7 @@ TimeoutStopSec=60
 END
   unit finish.service <<END
 [Unit]
-Description=Ends this instance when it has nothing to do
+Description=Ends this instance when it has nothing to do and no worker that does so
 
 [Service]
 Type=oneshot
@@ -103,7 +104,7 @@ ExecStart=$SELF finish
 END
   unit finish.timer <<END
 [Unit]
-Description=Looks every minute whether this instance has anything to do
+Description=Looks every minute whether this instance is of any use
 
 [Timer]
 OnCalendar=minutely
@@ -208,8 +209,9 @@ server() {
 }
 
 worker() {
-  container worker --no-healthcheck --env "FAST_API_SERVER_URL=http://transcription-server:$PORT" --env "SERVER_WAIT=$START_SECONDS" \
-    "$IMAGE" python -m batch_worker --until-empty
+  container worker --no-healthcheck --env "FAST_API_SERVER_URL=http://transcription-server:$PORT" \
+    --env "SERVER_WAIT=$START_SECONDS" --env "IDLE_TIMEOUT_MINUTES=$IDLE_TIMEOUT_MINUTES" \
+    "$IMAGE" python -m batch_worker --until-idle
 }
 
 # container server|worker OPTION… IMAGE COMMAND…: in the foreground, for systemd; signals reach the program inside.
@@ -237,7 +239,7 @@ finish() {
   read -r up _ <"$ROOT/proc/uptime"
   ! curl -fs --max-time 10 "http://127.0.0.1:$PORT/health" >/dev/null || touch "$STATE/was-healthy"
   if [[ ! -e $STATE/was-healthy ]]; then
-    ((${up%.*} < START_SECONDS)) || leave "no healthy server $((START_SECONDS / 60)) minutes after boot"
+    ((${up%.*} < START_SECONDS)) || fail "no healthy server $((START_SECONDS / 60)) minutes after boot"
     return
   fi
   worker=$(systemctl is-active transcription-worker.service || true)
@@ -259,11 +261,21 @@ jobs_so_far() {
 
 # leave WHY: for good, nobody takes its place. An instance that the group's smallest size wants stays.
 leave() {
-  local refusal attempt
   printf 'this instance leaves: %s\n' "$1"
+  end terminate-instance-in-auto-scaling-group --should-decrement-desired-capacity
+}
+
+# fail WHY: another one takes its place. The launcher counts those, and gives up when none is any better.
+fail() {
+  printf 'this instance failed: %s\n' "$1"
+  end set-instance-health --health-status Unhealthy --no-should-respect-grace-period
+}
+
+# end CALL OPTION…: ask Auto Scaling for it.
+end() {
+  local refusal attempt
   for attempt in 1 2 3 4 5; do
-    if refusal=$(aws autoscaling terminate-instance-in-auto-scaling-group --instance-id "$(instance_id)" \
-      --should-decrement-desired-capacity 2>&1); then
+    if refusal=$(aws autoscaling "$1" --instance-id "$(instance_id)" "${@:2}" 2>&1); then
       return
     elif [[ $refusal == *"min size"* ]]; then
       printf 'but MIN_INSTANCES wants it: it stays\n'

@@ -47,9 +47,19 @@ matches VPC_ID '(vpc-[0-9a-f]+)?' "a VPC such as vpc-0123456789abcdef0, or nothi
 matches ROUTER_SUBNETS '(subnet-[0-9a-f]+(,subnet-[0-9a-f]+)*)?' "subnets with commas, or nothing"
 matches CLIENT_CIDR '([0-9.]+/([1-9]|[12][0-9]|3[0-2])|[0-9a-f:]+/([1-9][0-9]?|1[01][0-9]|12[0-8]))?' \
   "your own network such as 203.0.113.7/32 (never the whole internet), or nothing"
-matches BATCH_SCHEDULE 'cron\(([^ ]+ ){5}[^ ]+\)|rate\([1-9][0-9]* (minutes?|hours?|days?)\)' \
-  "cron(…) with six fields such as cron(0 0 * * ? *), or rate(…) such as rate(12 hours)"
+WHEN='(cron\(([^ ;]+ ){5}[^ ;]+\)|rate\([1-9][0-9]* (minutes?|hours?|days?)\))'
+matches BATCH_SCHEDULE "$WHEN( *; *$WHEN)*" \
+  "cron(…) with six fields such as cron(0 0 * * ? *), or rate(…) such as rate(12 hours); several with ; between them"
 matches BATCH_TIMEZONE '[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*' "a time zone such as UTC or Europe/Berlin"
+NUMBER='[0-9]*\.?[0-9]*[1-9][0-9]*|[1-9][0-9]*\.0*' # above 0
+matches MODE 'scheduled|on-demand|always' "scheduled, on-demand or always"
+matches TARGET_MINUTES "($NUMBER)?" "minutes, such as 60, or nothing"
+matches INSTANCE_SPEED "($NUMBER)?" "audio seconds that one instance does in a second, such as 40, or nothing"
+matches LEAST_JOBS '([1-9][0-9]*)?' "a number of jobs, such as 1, or nothing"
+matches LATEST_AGE_HOURS "($NUMBER)?" "hours, such as 24, or nothing"
+matches ON_DEMAND_AGE_MINUTES "($NUMBER)?" "minutes, such as 15, or nothing"
+matches RUN_BUDGET "($NUMBER)?" "dollars, such as 2.50, or nothing for no limit"
+matches BOOTS_ALLOWED '([1-9][0-9]*)?' "a number of instances, such as 2, or nothing"
 matches IDLE_TIMEOUT_MINUTES '[1-9][0-9]*' "minutes, such as 10"
 matches ALARM_EMAIL '([A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]+)?' "the address that alarms go to, or nothing"
 matches MONTHLY_BUDGET '([1-9][0-9]*)?' "whole dollars a month, such as 50, or nothing for no budget"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: infra/scripts/step-010-setup-iam-permissions.sh [--dry-run] [--yes] [--help]
-# Summary: Create the roles of router, GPU instance and scheduler, each with one least-privilege policy.
+# Summary: Create the roles of router, GPU instance, launcher and scheduler, each with one least-privilege policy.
 source "$(dirname "$0")/lib/common.sh"
 begin "$@"
 identify
@@ -35,4 +35,5 @@ gpu_instance() {
   instance_profile
 }
 
-in_parallel "role $ROUTER trust-lambda router" gpu_instance "role $SCHEDULER_ROLE trust-scheduler scheduler"
+in_parallel "role $ROUTER trust-lambda router" gpu_instance "role $LAUNCHER trust-lambda launcher" \
+  "role $SCHEDULER_ROLE trust-scheduler scheduler"

@@ -47,7 +47,7 @@ may() {
 S3=arn:$PARTITION:s3:::$AUDIO_BUCKET
 GROUPS_ARN=arn:$PARTITION:autoscaling:$AWS_REGION:$ACCOUNT:autoScalingGroup:00000000-0000-0000-0000-000000000000
 in_parallel "documents_of $ROUTER trust-lambda router" "documents_of $INSTANCE_ROLE trust-ec2 gpu-instance" \
-  "documents_of $SCHEDULER_ROLE trust-scheduler scheduler" profile
+  "documents_of $LAUNCHER trust-lambda launcher" "documents_of $SCHEDULER_ROLE trust-scheduler scheduler" profile
 verdict "the roles' documents" "$NEXT"
 
 in_parallel \
@@ -58,6 +58,9 @@ in_parallel \
   "may $INSTANCE_ROLE $S3/users/u/transcripts/s.json s3:GetObject=allowed s3:PutObject=allowed s3:DeleteObject=denied" \
   "may $INSTANCE_ROLE $JOBS_ARN sqs:ReceiveMessage=allowed sqs:DeleteMessage=allowed sqs:PurgeQueue=denied" \
   "may $INSTANCE_ROLE $GROUPS_ARN:autoScalingGroupName/$INSTANCES autoscaling:TerminateInstanceInAutoScalingGroup=allowed autoscaling:SetDesiredCapacity=denied" \
-  "may $SCHEDULER_ROLE $GROUPS_ARN:autoScalingGroupName/$INSTANCES autoscaling:SetDesiredCapacity=allowed autoscaling:UpdateAutoScalingGroup=denied" \
-  "may $SCHEDULER_ROLE $GROUPS_ARN:autoScalingGroupName/another autoscaling:SetDesiredCapacity=denied"
+  "may $LAUNCHER $GROUPS_ARN:autoScalingGroupName/$INSTANCES autoscaling:SetDesiredCapacity=allowed autoscaling:UpdateAutoScalingGroup=denied" \
+  "may $LAUNCHER $GROUPS_ARN:autoScalingGroupName/another autoscaling:SetDesiredCapacity=denied" \
+  "may $LAUNCHER $JOBS_ARN sqs:ReceiveMessage=allowed sqs:DeleteMessage=denied" \
+  "may $SCHEDULER_ROLE $LAUNCHER_ARN lambda:InvokeFunction=allowed lambda:UpdateFunctionCode=denied" \
+  "may $SCHEDULER_ROLE $ROUTER_ARN lambda:InvokeFunction=denied"
 verdict "what the roles may do" "$NEXT"

@@ -5,7 +5,7 @@ source "$(dirname "$0")/lib/common.sh"
 begin "$@"
 identify
 
-# As infra/instance/user-data.sh has it: an instance whose server is not healthy by then ends itself.
+# As infra/instance/user-data.sh has it: an instance whose server is not healthy by then is replaced.
 START_MINUTES=20
 
 minutes_since() {

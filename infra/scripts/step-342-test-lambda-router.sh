@@ -4,6 +4,7 @@
 source "$(dirname "$0")/lib/common.sh"
 begin "$@"
 identify
+source "$LIB/lambda.sh" "$ROUTER" router
 
 NEXT="infra/scripts/step-340-deploy-lambda-router.sh, then infra/scripts/step-341-configure-eventbridge-trigger.sh"
 
@@ -40,17 +41,6 @@ matched() {
     --event "file://$file" --query Result --output text)"
 }
 
-retries() {
-  expect "$ROUTER: retries, age, destination" "2 21600 $FAILURES_ARN" "$(
-    aws lambda get-function-event-invoke-config --function-name "$ROUTER" --output text \
-      --query '[MaximumRetryAttempts,MaximumEventAgeInSeconds,DestinationConfig.OnFailure.Destination]' | tr '\t' ' ' || true
-  )"
-  local wanted=$LAMBDA_CONCURRENCY
-  [[ $wanted != 0 ]] || wanted=None
-  expect "$ROUTER: reserved concurrency" "$wanted" "$(aws lambda get-function-concurrency --function-name "$ROUTER" \
-    --query ReservedConcurrentExecutions --output text)"
-}
-
 # target RULE BUS
 target() {
   expect "$1: target, dead letters, retries, age" "$ROUTER_ARN $FAILURES_ARN 185 86400" "$(
@@ -75,6 +65,6 @@ checks=(
   "matched users/u/transcripts/s.vtt False"
   "matched users/u/transcripts/s.txt False"
 )
-[[ -n $DRY_RUN ]] || checks+=(retries "target $UPLOADS_RULE default" "target $APP_EVENTS_RULE $EVENT_BUS_NAME")
+[[ -n $DRY_RUN ]] || checks+=("check_limits $LAMBDA_CONCURRENCY" "target $UPLOADS_RULE default" "target $APP_EVENTS_RULE $EVENT_BUS_NAME")
 in_parallel "${checks[@]}"
 verdict "the router answers, and only audio and manifests reach it" "$NEXT"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: infra/scripts/step-352-test-batch-run.sh [--dry-run] [--yes] [--help]
-# Summary: Start a batch as the schedule would, and watch it until the queue is empty and the instance is gone.
+# Summary: Call the launcher as the schedule would, and watch until the queue is empty and the instances are gone.
 source "$(dirname "$0")/lib/common.sh"
 begin "$@"
 need SQS_QUEUE_URL step-020-create-sqs-resources
@@ -42,19 +42,41 @@ hindrance() {
 agree() {
   local answer
   [[ -z $ASSUME_YES ]] || return 0
-  interactive || fail "nobody is here to agree" "an instance costs money" "infra/scripts/$STEP.sh --yes"
-  read -r -p "  Start it? [y/N] " answer
+  interactive || fail "nobody is here to agree" "instances cost money" "infra/scripts/$STEP.sh --yes"
+  read -r -p "  Start? [y/N] " answer
   [[ $answer == [yY]* ]] || fail "nothing was started" "you said no"
 }
 
+# start: asks the launcher, who knows what it is worth. What it decided goes to CAPACITY, REASON and WHAT.
 start() {
-  note "one GPU instance, 0.2 to 1 dollar an hour by type and market, until the queue is empty and it was idle for" \
-    "$IDLE_TIMEOUT_MINUTES minutes; then it ends by itself"
-  [[ -n $DRY_RUN ]] || agree
-  change autoscaling set-desired-capacity --auto-scaling-group-name "$INSTANCES" --desired-capacity 1
+  local failure answer=$SCRATCH/answer
+  note "a GPU instance costs 0.2 to 1 dollar an hour by type and market, and ends by itself when the queue is empty and" \
+    "it was idle for $IDLE_TIMEOUT_MINUTES minutes; how many start is the launcher's choice, at most $1"
+  if [[ -n $DRY_RUN ]]; then
+    change lambda invoke --function-name "$LAUNCHER" --payload "fileb://event.json" answer.json
+    return
+  fi
+  agree
+  printf '{"occasion":"window"}' >"$SCRATCH/event"
+  look_up lambda invoke --function-name "$LAUNCHER" --payload "fileb://$SCRATCH/event" \
+    --query FunctionError --output text "$answer" || absent "function $LAUNCHER" step-345-deploy-launcher
+  failure=$FOUND
+  [[ $failure == None ]] || fail "the launcher failed" "$(cat "$answer")" \
+    "look at its log group $LAUNCHER_LOG_GROUP; infra/scripts/step-345-deploy-launcher.sh sets it up"
+  IFS=$'\t' read -r CAPACITY REASON WHAT < <("$PYTHON" -c '
+import json, sys
+
+answer = json.load(open(sys.argv[1], encoding="utf-8"))
+print(answer["capacity"], answer["reason"], answer["why"], sep="\t")' "$answer")
+  note "the launcher wants $CAPACITY instances ($REASON): $WHAT"
 }
 
-# watch: until the group has been there and is empty again.
+# over: no instance is left but those that the group must have, and these have nothing to do.
+over() {
+  ((DESIRED <= MIN_INSTANCES && EXISTING <= MIN_INSTANCES && (MIN_INSTANCES == 0 || WAITING + AT_WORK == 0)))
+}
+
+# watch: until there have been instances, and it is over.
 watch() {
   local deadline=$((SECONDS + TEST_TIMEOUT * 60)) line='' said=''
   SERVED='' HINDRANCE=''
@@ -66,7 +88,7 @@ watch() {
     said=$line
     ((READY == 0)) || SERVED=1
     [[ -n $SERVED ]] || hindrance
-    if ((DESIRED == 0 && EXISTING == 0)) && [[ -n $SERVED ]]; then
+    if [[ -n $SERVED ]] && over; then
       return
     fi
     ((SECONDS < deadline)) || too_late "$line"
@@ -89,18 +111,24 @@ IFS=$'\t' read -r largest desired <<<"$FOUND"
 backlog "$SQS_QUEUE_URL"
 note "jobs: $WAITING waiting, $AT_WORK at work, $DELAYED delayed"
 BEGAN=$(date -u +%Y-%m-%dT%H:%M:%S)
-if [[ -n $DRY_RUN || $desired == 0 ]]; then
+if [[ -n $DRY_RUN ]] || ((desired <= MIN_INSTANCES)); then
   [[ $largest != 0 ]] || fail "the group $INSTANCES may have no instance" "its largest size is 0" \
     "MAX_INSTANCES=1 in ${ENV_FILE/#$ROOT\//}, then infra/scripts/step-320-launch-gpu-instances.sh"
-  start
+  start "$largest"
+  [[ -z $DRY_RUN ]] || exit 0
+  if [[ $CAPACITY == 0 || $REASON == empty ]]; then
+    good "the launcher works, and has started nothing. To see a batch run: infra/scripts/step-330-test-transcription.sh," \
+      "which uploads something, and this step again"
+    exit 0
+  fi
 else
   note "a batch is running already: only watching it"
 fi
-[[ -z $DRY_RUN ]] || exit 0
 watch
 
-((WAITING + AT_WORK == 0)) || fail "the instance is gone and $((WAITING + AT_WORK)) jobs are left" \
+((WAITING + AT_WORK == 0)) || fail "the instances are gone and $((WAITING + AT_WORK)) jobs are left" \
   "the worker stopped before the queue was empty, or they came since" "look at the log group $WORKER_LOG_GROUP"
 backlog "$SQS_DLQ_URL"
 ((WAITING == 0)) || warn "$WAITING dead letters are in $DEAD_LETTER_QUEUE: each batch tries those that it can read once more"
-good "the batch ran: the queue is empty, the instance is gone"
+((MIN_INSTANCES > 0)) || GONE=", the instances are gone"
+good "the batch ran: the queue is empty${GONE:-}"

@@ -16,7 +16,12 @@ key() {
   if ! look_up kms describe-key --key-id "$ALARM_KEY" --query KeyMetadata.KeyId --output text; then
     id=$(change kms create-key --description "What the alarms of $QUEUE_PREFIX say" --policy "$policy" \
       --tags "TagKey=Project,TagValue=$QUEUE_PREFIX" --query KeyMetadata.KeyId --output text)
-    change kms create-alias --alias-name "$ALARM_KEY" --target-key-id "${id:-<key>}"
+    change kms create-alias --alias-name "$ALARM_KEY" --target-key-id "${id:-<key>}" || {
+      explain "$REFUSAL"
+      # Without its name nobody finds it again, and it costs a dollar a month.
+      change kms schedule-key-deletion --key-id "$id" --pending-window-in-days 7 >/dev/null
+      fail "the key got no name, so it was deleted again" "$WHY" "$NEXT"
+    }
     return
   fi
   id=$FOUND
@@ -116,8 +121,8 @@ dashboard() {
 prices() {
   local type
   for type in ${TYPES//,/ }; do
-    grep -q "\"$type\"" "$MONITORING/prices.json" ||
-      warn "infra/monitoring/prices.json has no price of $type: on the dashboard it costs nothing"
+    grep -q "\"$type\"" "$ROOT/shared/prices.json" ||
+      warn "shared/prices.json has no price of $type: on the dashboard it costs nothing"
   done
 }
 
@@ -143,5 +148,5 @@ topic_owner
 key # the topic names it
 topic
 in_parallel subscriber alarms group dashboard prices month "log_group $ROUTER_LOG_GROUP" \
-  "log_group $SERVER_LOG_GROUP" "log_group $WORKER_LOG_GROUP"
+  "log_group $LAUNCHER_LOG_GROUP" "log_group $SERVER_LOG_GROUP" "log_group $WORKER_LOG_GROUP"
 good "logs remember 30 days"

@@ -85,7 +85,8 @@ month() {
 }
 
 wanted_alarms
-in_parallel topic key alarms dashboard group month "logs $ROUTER_LOG_GROUP $ROUTER_LOG_GROUP" \
+in_parallel topic key alarms dashboard group month \
+  "logs /aws/lambda/$QUEUE_PREFIX- $ROUTER_LOG_GROUP $LAUNCHER_LOG_GROUP" \
   "logs /$QUEUE_PREFIX/ $SERVER_LOG_GROUP $WORKER_LOG_GROUP"
 verdict "alarms, topic, dashboard, budget and logs" "infra/scripts/step-360-create-monitoring.sh"
 documents on "$FOUND_ALARMS" | while IFS= read -r line; do

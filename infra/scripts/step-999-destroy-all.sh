@@ -29,10 +29,15 @@ rows() {
 PROJECT="Tags[?Key=='Project'] | [0].Value"
 begins() { printf "starts_with(%s, '%s-')" "$1" "$QUEUE_PREFIX"; }
 
-# It has no tags: whose it is shows in the role that it acts with.
+# They have no tags: whose they are shows in the role that they act with.
 schedules() {
-  rows schedule scheduler get-schedule --name "$SCHEDULE" \
-    --query "[Name, Name, Target.RoleArn == '$(role_arn "$SCHEDULER_ROLE")' && '$QUEUE_PREFIX']"
+  local name
+  look_up scheduler list-schedules --name-prefix "$QUEUE_PREFIX-" --query 'Schedules[].[Name]' --output text || return 0
+  for name in $FOUND; do
+    [[ $name == "$WATCH" || $name =~ ^$WINDOW(-[0-9]+)?$ ]] || continue
+    rows schedule scheduler get-schedule --name "$name" \
+      --query "[Name, Name, Target.RoleArn == '$(role_arn "$SCHEDULER_ROLE")' && '$QUEUE_PREFIX']"
+  done
 }
 scaling_groups() {
   rows scaling-group autoscaling describe-auto-scaling-groups --query \

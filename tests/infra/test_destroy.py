@@ -1,4 +1,4 @@
-"""From nothing to a deployment and back to nothing: the driver of the steps, the deployer's policy, and step 999."""
+"""From nothing to a deployment and back to nothing: the driver of the steps, the deployer's policies, and step 999."""
 
 import json
 import os
@@ -243,7 +243,7 @@ def world(tmp_path: Path) -> World:
             "An error occurred (AccessDeniedException) when calling the ListFunctions operation: User: arn:aws:iam::1:"
             "user/me is not authorized to perform: lambda:ListFunctions on resource: * because no policy allows it",
             "these credentials may not lambda:ListFunctions",
-            "infra/policies/deployer.json",
+            "infra/policies/deployer*.json",
         ),
         (
             "sqs list-queues",
@@ -325,7 +325,7 @@ def test_what_may_not_be_destroyed_is_named_and_the_rest_goes_all_the_same(world
     done = world.destroy("--yes")
     assert done.returncode == 1
     assert done.stdout.startswith(f"left: topic {PREFIX}-alarms: An error occurred (AuthorizationError)")
-    assert "ask for the policy infra/policies/deployer.json" in done.stderr
+    assert "ask for the policies infra/policies/deployer*.json" in done.stderr
     assert len([call for call in world.changes() if "delete-queue" in call]) == 2
     assert "API_KEY=secret" in world.env_file.read_text()  # it is not over
 
@@ -361,12 +361,15 @@ def test_the_page_tells_of_every_step() -> None:
     assert [number for number in steps if not re.search(rf"\b{number}\b", page)] == []
 
 
-# The deployer's policy -----------------------------------------------------------------------------------------------
+# The deployer's policies ---------------------------------------------------------------------------------------------
+
+
+DOCUMENTS = [stack.ROOT / f"infra/policies/{name}.json" for name in ("deployer", "deployer-instances")]
 
 
 def statements() -> list[dict[str, Any]]:
-    document = json.loads(rendered((stack.ROOT / "infra/policies/deployer.json").read_text(), VALUES))
-    return list(document["Statement"])
+    documents = [json.loads(rendered(path.read_text(), VALUES)) for path in DOCUMENTS]
+    return [statement for document in documents for statement in document["Statement"]]
 
 
 # Where the action has not the name of the command.
@@ -399,7 +402,7 @@ ACTIONS = {
 }
 # What a person is told to do, not what a script does.
 ADVICE = {
-    *("ec2:CreateDefaultSubnet", "ec2:CreateDefaultVpc", "logs:Tail", "ssm:StartSession"),
+    *("ec2:CreateDefaultSubnet", "ec2:CreateDefaultVpc", "logs:Tail"),
     "servicequotas:RequestServiceQuotaIncrease",
 }
 SERVICES = {"s3api": "s3", "service-quotas": "servicequotas"}
@@ -447,11 +450,11 @@ def test_the_deployer_names_what_aws_can_name() -> None:
                 assert "Condition" in statement or all(looking.fullmatch(action) for action in actions), resource
 
 
-def test_the_deployers_policy_fits_into_a_role() -> None:
+def test_the_deployers_policies_are_no_longer_than_a_managed_policy_may_be() -> None:
     # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html: characters but white space
     longest = {**VALUES, "QUEUE_PREFIX": "x" * 40, "AUDIO_BUCKET": "x" * 63}
-    document = rendered((stack.ROOT / "infra/policies/deployer.json").read_text(), longest)
-    assert len(document) <= 10_240
+    for path in DOCUMENTS:
+        assert len(rendered(path.read_text(), longest)) <= 6_144, path
 
 
 # The whole, with IAM enforced ------------------------------------------------------------------------------------
@@ -498,7 +501,7 @@ ONLY_HERE = {
 
 @pytest.fixture(scope="module")
 def deployer(aws: Aws, emulator: stack.Emulator, cli: dict[str, str]) -> dict[str, str]:
-    """The environment of a role that has the deployer's policy, and nothing else but what only the emulator wants."""
+    """The environment of a role that has the deployer's policies, and nothing else but what only the emulator wants."""
     extra = [{"Effect": "Allow", "Action": actions, "Resource": resource} for actions, resource in ONLY_HERE.values()]
     trust = {
         "Version": "2012-10-17",
@@ -600,16 +603,17 @@ def what_the_other_steps_make(aws: Aws) -> None:
     for name in ("server", "worker"):
         aws("logs").create_log_group(logGroupName=f"/{PREFIX}/{name}", tags={"Project": PREFIX})
         aws("ssm").put_parameter(Name=f"/{PREFIX}/{name}-env", Value="A=1", Type="String")
-    aws("scheduler").create_schedule(
-        Name=f"{PREFIX}-batch",
-        ScheduleExpression="cron(0 0 * * ? *)",
-        FlexibleTimeWindow={"Mode": "OFF"},
-        Target={
-            "Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:setDesiredCapacity",
-            "RoleArn": f"arn:aws:iam::{stack.ACCOUNT}:role/{PREFIX}-scheduler",
-            "Input": json.dumps({"AutoScalingGroupName": f"{PREFIX}-gpu", "DesiredCapacity": 1}),
-        },
-    )
+    for name in ("batch-1", "batch-2", "watch"):
+        aws("scheduler").create_schedule(
+            Name=f"{PREFIX}-{name}",
+            ScheduleExpression="cron(0 0 * * ? *)",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={
+                "Arn": f"arn:aws:lambda:{REGION}:{stack.ACCOUNT}:function:{PREFIX}-launcher",
+                "RoleArn": f"arn:aws:iam::{stack.ACCOUNT}:role/{PREFIX}-scheduler",
+                "Input": '{"occasion": "window"}',
+            },
+        )
     key = aws("kms").create_key(Tags=[{"TagKey": "Project", "TagValue": PREFIX}])["KeyMetadata"]["KeyId"]
     aws("kms").create_alias(AliasName=f"alias/{PREFIX}-alarms", TargetKeyId=key)
     topic = aws("sns").create_topic(Name=f"{PREFIX}-alarms", Tags=tags)["TopicArn"]
@@ -661,7 +665,7 @@ BEYOND: dict[str, Callable[[Aws], Any]] = {
         logGroupName="/aws/lambda/smart-transcription-router"
     ),
     "remove another rule": lambda aws: aws("events").delete_rule(Name="smart-transcription-uploads"),
-    "stop another schedule": lambda aws: aws("scheduler").delete_schedule(Name="smart-transcription-batch"),
+    "stop another schedule": lambda aws: aws("scheduler").delete_schedule(Name="smart-transcription-batch-1"),
     "delete another repository": lambda aws: aws("ecr").delete_repository(repositoryName="smart-transcription-server"),
     "delete another group": lambda aws: aws("autoscaling").delete_auto_scaling_group(
         AutoScalingGroupName="smart-transcription-gpu", ForceDelete=True
@@ -700,6 +704,8 @@ def test_a_deployer_deploys_it_uses_it_and_destroys_it_and_nothing_is_left(
     deployed = run(SCRIPTS / "deploy.sh", "core")
     assert deployed.returncode == 0, deployed.stderr
     what_the_other_steps_make(aws)
+    launched = run(SCRIPTS / "deploy.sh", "345")
+    assert launched.returncode == 0, launched.stderr
 
     # It is in use: an upload becomes a job, for there is no server. More versions than one of it.
     url = step.settings()["SQS_QUEUE_URL"]

@@ -211,9 +211,16 @@ def test_a_group_owns_instances_within_its_limits(
     (replacement,) = group()["Instances"]
     assert replacement["InstanceId"] not in (first, second)
 
+    scaling.set_instance_health(InstanceId=replacement["InstanceId"], HealthStatus="Unhealthy")
+    (another,) = group()["Instances"]
+    assert another["InstanceId"] != replacement["InstanceId"]
+    ended = [one for one in scaling.describe_scaling_activities(**change)["Activities"] if "Term" in one["Description"]]
+    assert "taken out of service in response to a user health-check" in ended[0]["Cause"]
+    assert "taken out of service in response to an EC2 health check" in ended[1]["Cause"]
+
     # A template that has gone shows where AWS shows it.
     ec2.delete_launch_template(LaunchTemplateName=name)
-    ec2.terminate_instances(InstanceIds=[replacement["InstanceId"]])
+    ec2.terminate_instances(InstanceIds=[another["InstanceId"]])
     assert group()["Instances"] == []
     (activity, *_) = scaling.describe_scaling_activities(**change)["Activities"]
     assert activity["StatusCode"] == "Failed"

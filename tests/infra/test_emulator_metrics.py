@@ -78,3 +78,24 @@ def test_an_alarm_is_over_when_no_more_bad_data_comes(aws: Aws) -> None:
         return [change["newState"]["stateValue"] for change in reversed(data)]
 
     until(lambda: changes()[-2:] == ["ALARM", "OK"])
+
+
+def test_sqs_tells_how_old_the_oldest_message_of_a_queue_is(aws: Aws, queue: tuple[str, str]) -> None:
+    url, _ = queue
+    metric = {
+        "Namespace": "AWS/SQS",
+        "MetricName": "ApproximateAgeOfOldestMessage",
+        "Dimensions": [{"Name": "QueueName", "Value": url.rpartition("/")[2]}],
+    }
+    query = {"Id": "age", "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Maximum"}}
+
+    def ages() -> list[float]:
+        now = time.time()
+        answer = aws("cloudwatch").get_metric_data(MetricDataQueries=[query], StartTime=now - 900, EndTime=now)
+        return list(answer["MetricDataResults"][0]["Values"])
+
+    assert ages() == []
+    began = time.monotonic()
+    aws("sqs").send_message(QueueUrl=url, MessageBody="old")
+    until(lambda: max(ages()) > 1)
+    assert max(ages()) <= time.monotonic() - began

@@ -189,16 +189,21 @@ def test_the_container_may_little_and_sees_the_gpu_where_there_is_one(machine: M
     assert ("--gpus all" in server) is bool(gpu)
     assert "--gpus" not in worker
     assert server.endswith(f"--publish 8000:8000 {IMAGE}")
-    assert worker.endswith(f"{IMAGE} python -m batch_worker --until-empty")
+    assert worker.endswith(f"{IMAGE} python -m batch_worker --until-idle")
+    assert f"--env IDLE_TIMEOUT_MINUTES={VALUES['IDLE_TIMEOUT_MINUTES']}" in worker
 
 
-def test_a_server_that_is_not_healthy_20_minutes_after_boot_ends_its_instance(machine: Machine) -> None:
+def test_a_server_that_is_not_healthy_20_minutes_after_boot_has_its_instance_replaced(machine: Machine) -> None:
     machine.up(minutes=19)
     machine("finish")
-    assert not machine.left()
+    assert not [call for call in machine.calls() if call.startswith("aws autoscaling")]
     machine.up(minutes=20)
     machine("finish")
-    assert machine.left()
+    (call,) = [call for call in machine.calls() if call.startswith("aws autoscaling")]
+    assert call == (
+        "aws autoscaling set-instance-health --instance-id i-0123 --health-status Unhealthy "
+        "--no-should-respect-grace-period"
+    )
 
 
 def test_an_instance_ends_when_nobody_has_worked_for_long_and_not_before(machine: Machine) -> None:
@@ -218,6 +223,7 @@ def test_an_instance_ends_when_nobody_has_worked_for_long_and_not_before(machine
     assert not finish(idle_minutes=11, JOBS="in_flight 2.0")
     assert not finish(idle_minutes=11, JOBS="in_flight 2.0")  # a long one
     assert not finish(idle_minutes=11, STATE_OF_WORKER="activating")  # between two tries
+    assert not finish(idle_minutes=11, STATE_OF_WORKER="active")  # that one ends it, and looks before it does
     assert not finish(idle_minutes=9)
     assert finish(idle_minutes=11)
 
@@ -231,6 +237,10 @@ def test_an_instance_that_the_group_must_have_stays_and_one_that_cannot_leave_sw
     machine("leave", "why", REFUSED="Could not connect to the endpoint URL")
     calls = machine.calls()
     assert len([call for call in calls if call.startswith("aws autoscaling terminate")]) == 5
+    assert calls[-1] == "systemctl poweroff"
+    machine("fail", "why", REFUSED="Could not connect to the endpoint URL")
+    calls = machine.calls()
+    assert len([call for call in calls if call.startswith("aws autoscaling set-instance-health")]) == 5
     assert calls[-1] == "systemctl poweroff"
 
 

@@ -16,7 +16,7 @@ MONITORING = stack.ROOT / "infra/monitoring"
 PREFIX = "watched"
 TOPIC = f"arn:aws:sns:{REGION}:{stack.ACCOUNT}:{PREFIX}-alarms"
 TYPES = ["g4dn.xlarge", "g5.xlarge", "g6.xlarge"]
-PRICES = json.loads((MONITORING / "prices.json").read_text())["dollars_an_hour"]
+PRICES = json.loads((stack.ROOT / "shared/prices.json").read_text())["dollars_an_hour"]
 VALUES = {
     "PARTITION": "aws",
     "REGION": REGION,
@@ -24,6 +24,7 @@ VALUES = {
     "QUEUE_PREFIX": PREFIX,
     "TOPIC_ARN": TOPIC,
     "ROUTER": f"{PREFIX}-router",
+    "LAUNCHER": f"{PREFIX}-launcher",
     "INSTANCES": f"{PREFIX}-gpu",
     "JOBS_QUEUE": f"{PREFIX}-jobs",
     "DEAD_LETTER_QUEUE": f"{PREFIX}-dlq",
@@ -130,7 +131,7 @@ def test_widgets_lie_side_by_side() -> None:
 
 
 def test_an_alarm_tells_someone_and_says_what_it_means() -> None:
-    assert len({alarm["AlarmName"] for alarm in alarms()}) == len(alarms()) >= 11
+    assert len({alarm["AlarmName"] for alarm in alarms()}) == len(alarms()) >= 15
     for alarm in alarms():
         assert alarm["AlarmName"].startswith(f"{PREFIX}-")
         assert alarm["AlarmActions"] == alarm["OKActions"] == [TOPIC]
@@ -241,7 +242,8 @@ def test_monitoring_is_created_read_back_and_repaired(watched: Step, group: str,
     }
     assert [one["Endpoint"] for one in found["subscriptions"]] == ["canary@example.com"]
     assert float(found["budget"]["BudgetLimit"]["Amount"]) == 50
-    assert found["logs"] == {f"/aws/lambda/{PREFIX}-router": 30, f"/{PREFIX}/server": 30, f"/{PREFIX}/worker": 30}
+    logs = (f"/aws/lambda/{PREFIX}-router", f"/aws/lambda/{PREFIX}-launcher", f"/{PREFIX}/server", f"/{PREFIX}/worker")
+    assert found["logs"] == dict.fromkeys(logs, 30)
     assert found["group"] == {"GroupDesiredCapacity", "GroupInServiceInstances"}
     assert "canary@example.com" not in created.stdout + created.stderr
 
@@ -268,13 +270,37 @@ def test_monitoring_is_created_read_back_and_repaired(watched: Step, group: str,
     again = watched("360", AWS_CLI=cli)
     assert again.returncode == 0, again.stderr
     assert "may not look at AWS Budgets" in again.stderr
-    assert "alarms: 2 of 12 written" in again.stderr
+    assert "alarms: 2 of 15 written" in again.stderr
     aws("cloudwatch").set_alarm_state(AlarmName=f"{PREFIX}-no-server", StateValue="ALARM", StateReason="a test")
     repaired = watched("361", AWS_CLI=cli)
     assert repaired.returncode == 0, repaired.stderr
     assert everything(aws) == found  # nothing twice, nothing else
     assert f"{PREFIX}-no-server is on: For 20 minutes an instance was wanted" in repaired.stderr
     assert "before the link in AWS's mail is followed" in repaired.stderr
+
+
+@pytest.mark.integration
+def test_a_key_that_gets_no_name_does_not_stay(watched: Step, aws: Aws, tmp_path: Path) -> None:
+    program = tmp_path / "aws"
+    refusal = "An error occurred (AccessDeniedException): not authorized to perform: kms:CreateAlias"
+    program.write_text(
+        f'#!/usr/bin/env bash\n[[ " $* " != *" create-alias "* ]] || {{ echo "{refusal}" >&2; exit 254; }}\n'
+        f'exec {watched.environment["AWS_CLI"]} "$@"\n'
+    )
+    program.chmod(0o755)
+
+    refused = watched("360", AWS_CLI=str(program), QUEUE_PREFIX="nameless")
+
+    assert refused.returncode == 1
+    assert "the key got no name, so it was deleted again" in refused.stderr
+    assert "these credentials may not kms:CreateAlias" in refused.stderr
+    ids = [one["KeyId"] for one in aws("kms").list_keys()["Keys"]]
+    ours = [id for id in ids if {"TagKey": "Project", "TagValue": "nameless"} in tags_of(aws, id)]
+    assert [aws("kms").describe_key(KeyId=id)["KeyMetadata"]["KeyState"] for id in ours] == ["PendingDeletion"]
+
+
+def tags_of(aws: Aws, key: str) -> list[dict[str, str]]:
+    return list(aws("kms").list_resource_tags(KeyId=key).get("Tags", []))
 
 
 @pytest.mark.integration

@@ -16,7 +16,7 @@ from infra.scripts.lib.documents import rendered
 from tests.infra.conftest import REGION, Aws, Step
 
 POLICIES = stack.ROOT / "infra/policies"
-ROLES = ("router", "gpu-instance", "scheduler")
+ROLES = ("router", "gpu-instance", "launcher", "scheduler")
 PREFIX = "smart-transcription"
 BUCKET = f"{PREFIX}-audio-{stack.ACCOUNT}"
 AUDIO = "users/u/audio/sessions/s/chunk-1.webm"
@@ -36,6 +36,7 @@ NAMES_NO_RESOURCE = {
     # AWS could name some of these, but Lambda makes them before they have a name: it wants "*".
     *("ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface"),
     *("ec2:AssignPrivateIpAddresses", "ec2:UnassignPrivateIpAddresses"),
+    *("autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeScalingActivities", "cloudwatch:GetMetricData"),
     *("ecr:GetAuthorizationToken", "autoscaling:DescribeAutoScalingInstances", "ssm:UpdateInstanceInformation"),
     *("ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel"),
     *("ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel"),
@@ -97,6 +98,7 @@ CALLS: dict[str, Call] = {
     "put audio": lambda aws, _: aws("s3").put_object(Bucket=BUCKET, Key=AUDIO, Body=b"x"),
     "put transcript": lambda aws, _: aws("s3").put_object(Bucket=BUCKET, Key=TRANSCRIPT, Body=b"x"),
     "put other transcript": lambda aws, _: aws("s3").put_object(Bucket=BUCKET, Key="transcripts/k.json", Body=b"x"),
+    "put report": lambda aws, _: aws("s3").put_object(Bucket=BUCKET, Key="reports/batch/2026-01-31.json", Body=b"x"),
     "delete transcript": lambda aws, _: aws("s3").delete_object(Bucket=BUCKET, Key=TRANSCRIPT),
     "delete audio": lambda aws, _: aws("s3").delete_object(Bucket=BUCKET, Key=AUDIO),
     "list a user": lambda aws, _: aws("s3").list_objects_v2(Bucket=BUCKET, Prefix="users/u/"),
@@ -104,6 +106,9 @@ CALLS: dict[str, Call] = {
     "read another bucket": lambda aws, _: aws("s3").get_object(Bucket="someone-elses", Key="k"),
     "open the bucket": lambda aws, _: aws("s3").delete_public_access_block(Bucket=BUCKET),
     "send job": lambda aws, urls: aws("sqs").send_message(QueueUrl=urls["SQS_QUEUE_URL"], MessageBody="{}"),
+    "send jobs at once": lambda aws, urls: aws("sqs").send_message_batch(
+        QueueUrl=urls["SQS_QUEUE_URL"], Entries=[{"Id": "0", "MessageBody": "{}"}]
+    ),
     "send failure": lambda aws, urls: aws("sqs").send_message(
         QueueUrl=urls["SQS_FAILURES_QUEUE_URL"], MessageBody="{}"
     ),
@@ -111,6 +116,12 @@ CALLS: dict[str, Call] = {
     "receive job": lambda aws, urls: aws("sqs").receive_message(QueueUrl=urls["SQS_QUEUE_URL"], WaitTimeSeconds=0),
     "receive dead letter": lambda aws, urls: aws("sqs").receive_message(
         QueueUrl=urls["SQS_DLQ_URL"], WaitTimeSeconds=0
+    ),
+    "count jobs": lambda aws, urls: aws("sqs").get_queue_attributes(
+        QueueUrl=urls["SQS_QUEUE_URL"], AttributeNames=["ApproximateNumberOfMessages"]
+    ),
+    "count dead letters": lambda aws, urls: aws("sqs").get_queue_attributes(
+        QueueUrl=urls["SQS_DLQ_URL"], AttributeNames=["ApproximateNumberOfMessages"]
     ),
     "purge jobs": lambda aws, urls: aws("sqs").purge_queue(QueueUrl=urls["SQS_QUEUE_URL"]),
     "delete queue": lambda aws, urls: aws("sqs").delete_queue(QueueUrl=urls["SQS_QUEUE_URL"]),
@@ -151,6 +162,21 @@ CALLS: dict[str, Call] = {
     "start something else": lambda aws, _: aws("autoscaling").set_desired_capacity(
         AutoScalingGroupName="someone-elses", DesiredCapacity=0
     ),
+    "see the group": lambda aws, _: aws("autoscaling").describe_auto_scaling_groups(),
+    "see what the group did": lambda aws, _: aws("autoscaling").describe_scaling_activities(
+        AutoScalingGroupName=f"{PREFIX}-gpu"
+    ),
+    "ask for a queue's age": lambda aws, _: aws("cloudwatch").get_metric_data(
+        MetricDataQueries=[{"Id": "a", "Expression": "1"}], StartTime=0, EndTime=60
+    ),
+    "tell metrics": lambda aws, _: aws("cloudwatch").put_metric_data(
+        Namespace="TranscriptionRouter", MetricData=[{"MetricName": "JobsLeft", "Value": 0}]
+    ),
+    "call the launcher": lambda aws, _: aws("lambda").invoke(FunctionName=f"{PREFIX}-launcher"),
+    "call the router": lambda aws, _: aws("lambda").invoke(FunctionName=f"{PREFIX}-router", Payload="{}"),
+    "change the launcher": lambda aws, _: aws("lambda").update_function_configuration(
+        FunctionName=f"{PREFIX}-launcher", Timeout=3
+    ),
     "let the batch grow": lambda aws, _: aws("autoscaling").update_auto_scaling_group(
         AutoScalingGroupName=f"{PREFIX}-gpu", MaxSize=100
     ),
@@ -161,21 +187,23 @@ CALLS: dict[str, Call] = {
 
 BOTH = {
     *("get audio", "get manifest", "put transcript", "put other transcript", "list a user"),
-    *("send job", "send failure", "read the key", "announce"),
+    *("send job", "send jobs at once", "send failure", "count jobs", "read the key", "announce"),
 }
 ALLOWED = {
     "router": BOTH | {"find servers"},
     "gpu-instance": BOTH
-    | {"list everything", "send dead letter", "receive job", "receive dead letter"}
+    | {"list everything", "send dead letter", "receive job", "receive dead letter", "count dead letters"}
     | {"read the server's settings", "read the worker's settings", "log in to ECR", "pull the image"}
-    | {"open the server's log", "know its group"},
-    "scheduler": {"start a batch", "send failure"},
+    | {"open the server's log", "know its group", "put report"},
+    "launcher": {"count jobs", "count dead letters", "receive job", "send failure", "see the group"}
+    | {"see what the group did", "ask for a queue's age", "find servers", "start a batch"},
+    "scheduler": {"call the launcher", "send failure"},
 }
 
 
 @pytest.fixture(scope="module")
 def group(aws: Aws) -> Iterator[None]:
-    """The group that the scheduler may size must be there, if no test has deployed it."""
+    """The group that the launcher may size must be there, if no test has deployed it."""
     autoscaling, name = aws("autoscaling"), f"{PREFIX}-gpu"
     if autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]:
         yield

@@ -1,57 +1,69 @@
-"""The nightly batch: its worker's settings, its schedule, and a run that is watched from its start to its end."""
+"""The nightly batch: worker's settings, launcher, schedules, and a run that is watched from its start to its end."""
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
+from batch_worker.backlog import Backlog
+from batch_worker.capacity import Occasion, Reason
+from batch_worker.group import Group
+from batch_worker.launcher import Launcher
+from batch_worker.launcher_settings import LauncherSettings
 from infra.local import stack
-from infra.scripts.lib.documents import rendered
-from tests.infra.conftest import REGION, SCRIPTS, WORDS_OF_CALL, Aws, Step
+from shared.jobs import Job
+from shared.jobs import Reason as Queued
+from shared.queues import Queue
+from shared.telemetry import unobserved
+from tests.infra.conftest import REGION, SCRIPTS, WORDS_OF_CALL, Aws, Step, until
 
 PREFIX = "night"
 GROUP = f"{PREFIX}-gpu"
+BUCKET = f"{PREFIX}-audio"
 ROLE = f"arn:aws:iam::{stack.ACCOUNT}:role/{PREFIX}-scheduler"
+LAUNCHER = f"arn:aws:lambda:{REGION}:{stack.ACCOUNT}:function:{PREFIX}-launcher"
 FAILURES = f"arn:aws:sqs:{REGION}:{stack.ACCOUNT}:{PREFIX}-failures"
 
 # Against the local AWS ------------------------------------------------------------------------------------------------
 
 
+def make_group(aws: Aws) -> None:
+    tag = {"Key": "Project", "Value": PREFIX, "ResourceId": GROUP, "ResourceType": "auto-scaling-group"}
+    aws("autoscaling").create_auto_scaling_group(
+        AutoScalingGroupName=GROUP,
+        MinSize=0,
+        MaxSize=3,
+        AvailabilityZones=[f"{REGION}a"],
+        LaunchTemplate={"LaunchTemplateName": GROUP, "Version": "$Latest"},
+        Tags=[tag],
+    )
+
+
 @pytest.fixture(scope="module")
 def night(root: Path, environment: dict[str, str], aws: Aws) -> Iterator[Step]:
-    """What the earlier steps would have made, as far as the batch's own steps need it."""
-    tags = [{"Key": "Project", "Value": PREFIX}]
-    urls = {
-        setting: aws("sqs").create_queue(QueueName=f"{PREFIX}-{name}")["QueueUrl"]
-        for setting, name in (
-            ("SQS_QUEUE_URL", "jobs"),
-            ("SQS_DLQ_URL", "dlq"),
-            ("SQS_FAILURES_QUEUE_URL", "failures"),
-        )
-    }
-    values = {"PARTITION": "aws", "REGION": REGION, "ACCOUNT": stack.ACCOUNT}
-    trust = rendered((stack.ROOT / "infra/policies/trust-scheduler.json").read_text(), values)
-    aws("iam").create_role(RoleName=f"{PREFIX}-scheduler", AssumeRolePolicyDocument=trust)
+    """What the earlier steps make, as far as the batch's own steps need it, and the launcher."""
     repository = aws("ecr").create_repository(repositoryName=f"{PREFIX}-server")["repository"]["repositoryUri"]
     aws("ecr").put_image(repositoryName=f"{PREFIX}-server", imageManifest='{"schemaVersion": 2}', imageTag="v1")
     image = aws("ec2").describe_images()["Images"][0]["ImageId"]
     aws("ec2").create_launch_template(
         LaunchTemplateName=GROUP, LaunchTemplateData={"ImageId": image, "InstanceType": "g4dn.xlarge"}
     )
-    aws("autoscaling").create_auto_scaling_group(
-        AutoScalingGroupName=GROUP,
-        MinSize=0,
-        MaxSize=1,
-        AvailabilityZones=[f"{REGION}a"],
-        LaunchTemplate={"LaunchTemplateName": GROUP, "Version": "$Latest"},
-        Tags=[{**tag, "ResourceId": GROUP, "ResourceType": "auto-scaling-group"} for tag in tags],
-    )
+    make_group(aws)
     built = {"FAST_API_ECR_REPOSITORY_URI": repository, "FAST_API_TAG": "v1"}
-    settings = {"QUEUE_PREFIX": PREFIX, "AUDIO_BUCKET": "night-audio", **built, **urls}
-    yield Step(root / "night.env", {**environment, **settings})
+    # One instance does an hour of audio in an hour, and has ten hours less its boot.
+    chosen = {"MODE": "on-demand", "INSTANCE_SPEED": "1", "TARGET_MINUTES": "600", "ON_DEMAND_AGE_MINUTES": "0.01"}
+    step = Step(root / "night.env", {**environment, "QUEUE_PREFIX": PREFIX, "AUDIO_BUCKET": BUCKET, **built, **chosen})
+    for number in ("010", "020", "345"):
+        done = step(number)
+        assert done.returncode == 0, done.stderr
+    yield step
     aws("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=GROUP, ForceDelete=True)
 
 
@@ -68,10 +80,10 @@ def test_the_worker_gets_its_settings_without_a_secret_and_logs_that_end(night: 
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert dict(line.split("=", 1) for line in written["Value"].splitlines()) == {
         "AWS_REGION": REGION,
-        "AUDIO_BUCKET": "night-audio",
-        "SQS_QUEUE_URL": night.environment["SQS_QUEUE_URL"],
-        "SQS_DLQ_URL": night.environment["SQS_DLQ_URL"],
-        "SQS_FAILURES_QUEUE_URL": night.environment["SQS_FAILURES_QUEUE_URL"],
+        "AUDIO_BUCKET": BUCKET,
+        "SQS_QUEUE_URL": night.settings()["SQS_QUEUE_URL"],
+        "SQS_DLQ_URL": night.settings()["SQS_DLQ_URL"],
+        "SQS_FAILURES_QUEUE_URL": night.settings()["SQS_FAILURES_QUEUE_URL"],
         "EVENT_BUS_NAME": "default",
         "METRICS": "emf",
         "QUEUE_PREFIX": PREFIX,
@@ -85,47 +97,245 @@ def test_the_worker_gets_its_settings_without_a_secret_and_logs_that_end(night: 
     }
 
 
+# The launcher --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.integration
-def test_a_schedule_that_differs_is_brought_back_and_one_that_does_not_is_left_alone(night: Step, aws: Aws) -> None:
-    scheduler = aws("scheduler")
-    scheduler.create_schedule(
-        Name=f"{PREFIX}-batch",
-        ScheduleExpression="rate(1 day)",
-        State="DISABLED",
-        FlexibleTimeWindow={"Mode": "FLEXIBLE", "MaximumWindowInMinutes": 5},
-        Target={
-            "Arn": "arn:aws:scheduler:::aws-sdk:autoscaling:setDesiredCapacity",
-            "RoleArn": ROLE,
-            "Input": json.dumps({"AutoScalingGroupName": GROUP, "DesiredCapacity": 9}),
-        },
+def test_the_launcher_is_what_the_settings_say_and_a_second_deployment_changes_nothing(night: Step, aws: Aws) -> None:
+    name = f"{PREFIX}-launcher"
+    found = aws("lambda").get_function(FunctionName=name)
+    again = night("345")
+
+    assert again.returncode == 0, again.stderr
+    assert "settings unchanged" in again.stderr
+    assert "code unchanged" in again.stderr
+    assert aws("lambda").get_function(FunctionName=name)["Configuration"] == found["Configuration"]
+    variables = found["Configuration"]["Environment"]["Variables"]
+    assert {name: variables[name] for name in ("MODE", "INSTANCE_SPEED", "TARGET_MINUTES", "MAX_INSTANCE_HOURS")} == {
+        "MODE": "on-demand",
+        "INSTANCE_SPEED": "1",
+        "TARGET_MINUTES": "600",
+        "MAX_INSTANCE_HOURS": "12",
+    }
+    assert "RUN_BUDGET" not in variables  # its own default
+    assert found["Concurrency"]["ReservedConcurrentExecutions"] == 1
+    assert found["Tags"] == {"Project": PREFIX}
+
+
+def test_a_new_account_gets_no_reservation_and_a_budget_wants_prices(stage: "Stage", tmp_path: Path) -> None:
+    stage("345", {}, "--dry-run", LAMBDA_CONCURRENCY="0")
+    done = stage("345", {}, "--yes", RUN_BUDGET="5", INSTANCE_TYPES="g4dn.xlarge,p5.48xlarge")
+    assert done.returncode == 1
+    assert "there is no price of p5.48xlarge" in done.stderr
+    assert writes(tmp_path) == []
+
+
+class Fleet:
+    """The group and the queue of the night, and what the launcher says when it is called."""
+
+    def __init__(self, night: Step, aws: Aws) -> None:
+        self.night, self.aws, self.scaling = night, aws, aws("autoscaling")
+        self.url = night.settings()["SQS_QUEUE_URL"]
+        self.jobs = Queue(aws("sqs"), self.url)
+
+    def begin_anew(self) -> None:
+        """With a group that remembers nothing, too."""
+        self.aws("sqs").purge_queue(QueueUrl=self.url)
+        self.scaling.delete_auto_scaling_group(AutoScalingGroupName=GROUP, ForceDelete=True)
+        make_group(self.aws)
+
+    def holds(self, jobs: int) -> None:
+        """So many hours of Opus."""
+        job = Job(bucket=BUCKET, key="users/u/audio/sessions/s/chunk-1.webm", etag="e", size=3600 * 8_000)
+        for _ in range(jobs):
+            self.jobs.send(job, Queued.UNHEALTHY)
+
+    def call(self, occasion: str) -> dict[str, Any]:
+        payload = json.dumps({"occasion": occasion})
+        answer = self.aws("lambda").invoke(FunctionName=LAUNCHER, Payload=payload)
+        said = json.loads(answer["Payload"].read())
+        assert "FunctionError" not in answer, said
+        return dict(said)
+
+    def group(self) -> Any:
+        return self.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[GROUP])["AutoScalingGroups"][0]
+
+    def ids(self) -> list[str]:
+        return [one["InstanceId"] for one in self.group()["Instances"]]
+
+    def desired(self) -> int:
+        return int(self.group()["DesiredCapacity"])
+
+
+@pytest.fixture
+def fleet(night: Step, aws: Aws) -> Iterator[Fleet]:
+    fleet = Fleet(night, aws)
+    yield fleet
+    fleet.begin_anew()
+
+
+@pytest.mark.integration
+def test_a_schedule_calls_the_launcher_which_starts_what_the_backlog_is_worth(
+    night: Step, fleet: Fleet, aws: Aws
+) -> None:
+    """Schedule, function and their roles are the deployed ones, and IAM is enforced; only the time is the test's."""
+    assert night("351").returncode == 0
+    found = aws("scheduler").get_schedule(Name=f"{PREFIX}-batch-1")
+    fleet.holds(12)
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+
+    aws("scheduler").update_schedule(
+        Name=f"{PREFIX}-batch-1",
+        ScheduleExpression=f"at({soon:%Y-%m-%dT%H:%M:%S})",
+        FlexibleTimeWindow=found["FlexibleTimeWindow"],
+        Target=found["Target"],
     )
-    chosen = {"BATCH_SCHEDULE": "cron(30 2 ? * MON-FRI *)", "BATCH_TIMEZONE": "Europe/Berlin"}
+
+    until(lambda: fleet.desired() == len(fleet.ids()) == 2)
+    assert fleet.call("window")["capacity"] == 2
+
+
+@pytest.mark.integration
+def test_nothing_waits_and_nothing_starts(fleet: Fleet) -> None:
+    assert fleet.call("window") == {"capacity": 0, "reason": "empty", "why": "nothing waits"}
+    assert fleet.call("watch")["reason"] == "empty"
+    assert fleet.desired() == 0
+
+
+@pytest.mark.integration
+def test_a_job_that_waits_for_too_long_starts_an_instance_between_the_windows(fleet: Fleet) -> None:
+    fleet.holds(1)
+    until(lambda: fleet.call("watch")["reason"] == "backlog")
+    assert fleet.desired() == 1
+    assert fleet.call("watch")["reason"] == "waits"
+
+
+@pytest.mark.integration
+def test_it_gives_up_after_two_instances_that_never_became_healthy_and_leaves_one_that_works(fleet: Fleet) -> None:
+    fleet.holds(12)
+    fleet.call("window")
+    works, fails = fleet.ids()
+    protection = {"AutoScalingGroupName": GROUP, "InstanceIds": [works]}
+    fleet.scaling.set_instance_protection(**protection, ProtectedFromScaleIn=True)
+    for _ in range(2):
+        assert fleet.call("watch")["reason"] == "waits"
+        fleet.scaling.set_instance_health(InstanceId=fails, HealthStatus="Unhealthy")
+        (fails,) = set(fleet.ids()) - {works}
+
+    assert fleet.call("watch")["reason"] == "gave-up"
+    assert (fleet.desired(), fleet.ids()) == (1, [works])
+    assert fleet.call("window")["reason"] == "gave-up"
+    until(lambda: ("Reason", "gave-up") in told(fleet.aws, "CapacityDecisions"))  # what the alarm looks at
+
+
+def told(aws: Aws, metric: str) -> set[tuple[str, str]]:
+    """The dimensions of what was told of it by the function's log."""
+    found = aws("cloudwatch").list_metrics(Namespace="TranscriptionRouter", MetricName=metric)["Metrics"]
+    return {(one["Name"], one["Value"]) for each in found for one in each["Dimensions"]}
+
+
+@pytest.mark.integration
+def test_an_instance_that_hangs_is_ended_by_the_launchers_role(fleet: Fleet, aws: Aws, night: Step) -> None:
+    """The one thing that cannot be waited for here is half a day, so this launcher's clock is ahead."""
+    fleet.scaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=2)
+    (old, _) = fleet.ids()
+    fleet.scaling.set_instance_protection(AutoScalingGroupName=GROUP, InstanceIds=[old], ProtectedFromScaleIn=True)
+    client = as_function(f"{PREFIX}-launcher", aws, night.environment["AWS_ENDPOINT_URL"])
+    launcher = Launcher(
+        backlog=Backlog(Queue(client("sqs"), fleet.url), [], client("cloudwatch")),
+        group=Group(client("autoscaling"), client("ec2"), GROUP),
+        policy=LauncherSettings(sqs_queue_url=fleet.url).policy,
+        max_instance_hours=12,
+        observe=unobserved,
+        now=lambda: datetime.now(UTC) + timedelta(hours=12.3),
+    )
+
+    assert launcher.run(Occasion.WATCH).reason is Reason.EMPTY
+    assert (fleet.desired(), fleet.ids()) == (0, [])
+
+
+def as_function(role: str, aws: Aws, endpoint: str) -> Aws:
+    """Clients of a function's role, which lets only Lambda in: so a role with the same policy."""
+    iam, name = aws("iam"), f"like-{role}"
+    policy = iam.get_role_policy(RoleName=role, PolicyName="least-privilege")["PolicyDocument"]
+    trust = {"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{stack.ACCOUNT}:root"}, "Action": "sts:AssumeRole"}
+    trusts = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trusts)["Role"]["Arn"]
+    iam.put_role_policy(RoleName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+    keys = aws("sts").assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"]
+    session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], REGION)
+    return lambda service: session.client(service, endpoint_url=endpoint)
+
+
+# Schedules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_schedules_that_differ_are_brought_back_those_that_do_not_are_left_alone_and_surplus_ones_go(
+    night: Step, aws: Aws
+) -> None:
+    scheduler = aws("scheduler")
+
+    def create(name: str, role: str = ROLE) -> None:
+        scheduler.create_schedule(
+            Name=f"{PREFIX}-{name}",
+            ScheduleExpression="rate(1 day)",
+            State="DISABLED",
+            FlexibleTimeWindow={"Mode": "FLEXIBLE", "MaximumWindowInMinutes": 5},
+            Target={"Arn": LAUNCHER, "RoleArn": role, "Input": '{"occasion": "midnight"}'},
+        )
+
+    for name in ("batch-1", "watch"):
+        if scheduler.list_schedules(NamePrefix=f"{PREFIX}-{name}")["Schedules"]:
+            scheduler.delete_schedule(Name=f"{PREFIX}-{name}")
+    theirs = json.dumps({"Statement": [{"Effect": "Allow", "Principal": {"Service": "scheduler.amazonaws.com"},
+                                        "Action": "sts:AssumeRole"}]})  # fmt: skip
+    their_role = aws("iam").create_role(RoleName="their-scheduler", AssumeRolePolicyDocument=theirs)["Role"]["Arn"]
+    for name in ("batch", "batch-2", "batch-7", "batch-of-mine"):
+        create(name)
+    create("batch-8", their_role)
+    chosen = {"BATCH_SCHEDULE": "cron(30 2 ? * MON-FRI *); rate(12 hours)", "BATCH_TIMEZONE": "Europe/Berlin"}
 
     first = night("351", **chosen)
-    found = scheduler.get_schedule(Name=f"{PREFIX}-batch")
+    found = {one["Name"].removeprefix(f"{PREFIX}-"): one for one in schedules(scheduler)}
     second = night("351", **chosen)
 
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert scheduler.get_schedule(Name=f"{PREFIX}-batch")["LastModificationDate"] == found["LastModificationDate"]
-    target = found["Target"]
-    assert found["ScheduleExpression"] == chosen["BATCH_SCHEDULE"]
-    assert found["ScheduleExpressionTimezone"] == chosen["BATCH_TIMEZONE"]
-    assert (found["State"], found["FlexibleTimeWindow"]) == ("ENABLED", {"Mode": "OFF"})
-    assert json.loads(target["Input"]) == {
-        "AutoScalingGroupName": GROUP,
-        "DesiredCapacity": 1,
-        "HonorCooldown": False,
-    }
-    assert target["RetryPolicy"] == {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 21600}
-    assert (target["RoleArn"], target["DeadLetterConfig"]) == (ROLE, {"Arn": FAILURES})
+    assert [one["LastModificationDate"] for one in schedules(scheduler)] == [
+        one["LastModificationDate"] for one in found.values()
+    ]
+    assert set(found) == {"batch-1", "batch-2", "watch", "batch-of-mine", "batch-8"}
+    for name, expression, occasion, age in (
+        ("batch-1", "cron(30 2 ? * MON-FRI *)", "window", 21600),
+        ("batch-2", "rate(12 hours)", "window", 21600),
+        ("watch", "rate(5 minutes)", "watch", 300),
+    ):
+        schedule, target = found[name], found[name]["Target"]
+        assert (schedule["ScheduleExpression"], schedule["State"]) == (expression, "ENABLED")
+        assert schedule["ScheduleExpressionTimezone"] == chosen["BATCH_TIMEZONE"]
+        assert schedule["FlexibleTimeWindow"] == {"Mode": "OFF"}
+        assert json.loads(target["Input"]) == {"occasion": occasion}
+        assert target["RetryPolicy"] == {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": age}
+        assert (target["Arn"], target["RoleArn"]) == (LAUNCHER, ROLE)
+        assert target["DeadLetterConfig"] == {"Arn": FAILURES}
+    for name in found:
+        scheduler.delete_schedule(Name=f"{PREFIX}-{name}")  # the watch would look into the other tests
+
+
+def schedules(scheduler: Any) -> list[dict[str, Any]]:
+    names = sorted(one["Name"] for one in scheduler.list_schedules(NamePrefix=f"{PREFIX}-")["Schedules"])
+    return [scheduler.get_schedule(Name=name) for name in names]
+
+
+# A batch that is watched ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
-def test_a_batch_is_watched_until_the_queue_is_empty_and_the_instance_gone(night: Step, aws: Aws) -> None:
-    """Nothing runs on the local AWS's instances: this test does the instance's work."""
-    url = night.environment["SQS_QUEUE_URL"]
-    for number in range(3):
-        aws("sqs").send_message(QueueUrl=url, MessageBody=str(number))
+def test_a_batch_is_watched_until_the_queue_is_empty_and_the_instances_gone(
+    night: Step, fleet: Fleet, aws: Aws
+) -> None:
+    """Nothing runs on the local AWS's instances: this test does the instances' work."""
+    fleet.holds(3)
 
     watching = subprocess.Popen(
         ["bash", SCRIPTS / "step-352-test-batch-run.sh", "--yes"],
@@ -139,24 +349,34 @@ def test_a_batch_is_watched_until_the_queue_is_empty_and_the_instance_gone(night
     for line in watching.stderr:
         said += line
         if "instances: 1 in service of 1; jobs: 3 waiting" in line:
-            work(aws, url)
-            aws("autoscaling").set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
+            work(aws, fleet.url)
+            fleet.scaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
 
     assert watching.wait() == 0, said
     assert "jobs: 3 waiting, 0 at work, 0 delayed" in said
-    assert "the queue is empty, the instance is gone" in said
+    assert "the launcher wants 1 instances (backlog): 3 jobs" in said
+    assert "the queue is empty, the instances are gone" in said
+
+
+@pytest.mark.integration
+def test_with_nothing_to_do_nothing_starts_and_that_is_well(night: Step, fleet: Fleet) -> None:
+    done = night("352")
+    assert done.returncode == 0, done.stderr
+    assert "the launcher wants 0 instances (empty): nothing waits" in done.stderr
+    assert "the launcher works, and has started nothing" in done.stderr
+    assert fleet.desired() == 0
 
 
 def work(aws: Aws, url: str) -> None:
-    """Does each job at its first receipt: the script has taken none."""
+    """Does each job at its second receipt: the launcher has had a look, the script has taken none."""
     done: list[str] = []
     while len(done) < 3:
         answer = aws("sqs").receive_message(QueueUrl=url, AttributeNames=["All"], MaxNumberOfMessages=10)
         for message in answer.get("Messages", []):
-            assert message["Attributes"]["ApproximateReceiveCount"] == "1"
+            assert message["Attributes"]["ApproximateReceiveCount"] == "2"
             aws("sqs").delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
-            done.append(message["Body"])
-    assert sorted(done) == ["0", "1", "2"]
+            done.append(message["MessageId"])
+    assert len(set(done)) == 3
 
 
 # Against a stand-in for the CLI, whose answers are files --------------------------------------------------------------
@@ -165,6 +385,7 @@ STAND_IN = (
     WORDS_OF_CALL
     + """\
 name="${words[0]} ${words[1]}"
+[[ $name != "lambda invoke" ]] || cp "$HERE/answers/decision" "${words[${#words[@]} - 1]}"
 printf '%s\\n' "${words[*]//$'\\n'/ }" >>"$HERE/calls"
 answer="$HERE/answers/$name"
 count=$(grep -c "^$name" "$HERE/calls")
@@ -184,6 +405,9 @@ fi
 HEALTHY = {
     "sts get-caller-identity": f"{stack.ACCOUNT}\tarn:aws:iam::{stack.ACCOUNT}:root",
     "iam get-role": "role",
+    "lambda get-function-configuration": "arn",
+    "lambda invoke": "None",
+    "decision": '{"capacity": 1, "reason": "backlog", "why": "5 jobs"}',
     "ecr describe-images": "sha256:1",
     "autoscaling describe-auto-scaling-groups": "1\t0",
     "sqs get-queue-attributes": "0\t0\t0",
@@ -231,13 +455,14 @@ def stage(tmp_path: Path) -> Stage:
 
 def writes(tmp_path: Path) -> list[str]:
     calls = (tmp_path / "calls").read_text().splitlines()
-    return [call for call in calls if " get-" not in call and " describe-" not in call]
+    return [call for call in calls if not re.match(r"\S+ (get|describe|list)-", call)]
 
 
 @pytest.mark.parametrize(
     ("number", "missing", "said"),
     [
         ("350", "ecr describe-images", "smart-transcription-server:v1 does not exist"),
+        ("345", "autoscaling describe-auto-scaling-groups", "next  infra/scripts/step-320"),
         ("350", "autoscaling describe-auto-scaling-groups", "next  infra/scripts/step-320"),
         ("351", "autoscaling describe-auto-scaling-groups", "next  infra/scripts/step-320"),
         ("352", "autoscaling describe-auto-scaling-groups", "next  infra/scripts/step-320"),
@@ -267,7 +492,7 @@ def test_a_role_that_the_scheduler_does_not_know_yet_is_waited_for(stage: Stage,
         "The execution role you provide must allow AWS EventBridge Scheduler to assume the role."
     )
     stage("351", {"scheduler create-schedule.1": unknown, "scheduler create-schedule.2": "{}"})
-    assert [call.split()[1] for call in writes(tmp_path)] == ["create-schedule", "create-schedule"]
+    assert [call.split()[1] for call in writes(tmp_path)] == ["create-schedule"] * 3  # the window's twice, the watch's
 
 
 @pytest.mark.parametrize(
@@ -288,18 +513,41 @@ def test_a_schedule_that_is_no_schedule_is_named_with_its_settings(refusal: str,
 
 def test_the_configuration_step_knows_a_wrong_schedule_before_aws_does(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "env").touch()
-    done = stage("001", {}, BATCH_SCHEDULE="0 0 * * *", BATCH_TIMEZONE="at home", IDLE_TIMEOUT_MINUTES="0")
+    wrong = {
+        "BATCH_SCHEDULE": "cron(0 0 * * ? *);0 0 * * *",
+        "BATCH_TIMEZONE": "at home",
+        "IDLE_TIMEOUT_MINUTES": "0",
+        "MODE": "nightly",
+        "TARGET_MINUTES": "0.0",
+        "INSTANCE_SPEED": "fast",
+        "LEAST_JOBS": "0",
+        "RUN_BUDGET": "-1",
+        "BOOTS_ALLOWED": "0",
+    }
+    done = stage("001", {}, **wrong)
     assert done.returncode == 1
-    assert "BATCH_SCHEDULE is '0 0 * * *', expected cron(…) with six fields" in done.stderr
-    assert "BATCH_TIMEZONE is 'at home'" in done.stderr
-    assert "IDLE_TIMEOUT_MINUTES is '0'" in done.stderr
+    assert "BATCH_SCHEDULE is 'cron(0 0 * * ? *);0 0 * * *', expected cron(…) with six fields" in done.stderr
+    assert [name for name in wrong if f"{name} is '{wrong[name]}', expected" not in done.stderr] == []
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"BATCH_SCHEDULE": "cron(0 0 * * ? *); rate(6 hours);rate(1 day)", "MODE": "on-demand"},
+        {"TARGET_MINUTES": "2.0", "INSTANCE_SPEED": "0.5", "RUN_BUDGET": "10", "LATEST_AGE_HOURS": "12.50"},
+    ],
+)
+def test_the_configuration_step_takes_what_is_right(right: dict[str, str], stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "env").touch()
+    done = stage("001", {}, AUDIO_BUCKET="night-audio", **right)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_schedule_of_someone_else_is_refused_and_stays(stage: Stage, tmp_path: Path) -> None:
-    theirs = json.dumps({"Name": "smart-transcription-batch", "Target": {"RoleArn": "arn:aws:iam::1:role/theirs"}})
+    theirs = json.dumps({"Name": "smart-transcription-batch-1", "Target": {"RoleArn": "arn:aws:iam::1:role/theirs"}})
     done = stage("351", {"scheduler get-schedule": theirs})
     assert done.returncode == 1
-    assert "smart-transcription-batch is someone else's" in done.stderr
+    assert "smart-transcription-batch-1 is someone else's" in done.stderr
     assert "choose another QUEUE_PREFIX" in done.stderr
     assert writes(tmp_path) == []
 
@@ -329,11 +577,20 @@ def test_why_no_instance_comes_is_said_and_how_to_stop_trying(stage: Stage) -> N
     assert "set-desired-capacity --auto-scaling-group-name smart-transcription-gpu --desired-capacity 0" in done.stderr
 
 
+def test_an_instance_that_is_always_there_is_not_waited_for_to_be_gone(stage: Stage) -> None:
+    groups, queue = "autoscaling describe-auto-scaling-groups", "sqs get-queue-attributes"
+    polls = {f"{groups}.2": "1\t1\t1", f"{groups}.3": "1\t1\t1", f"{queue}.2": "3\t2\t0"}
+    done = stage("352", {groups: "2\t1", **polls}, "--yes", MODE="always")
+    assert done.returncode == 0, done.stderr
+    assert "jobs: 3 waiting, 2 at work" in done.stderr
+    assert done.stderr.rstrip().endswith("the batch ran: the queue is empty")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "status", "said"),
     [
         ("5\t0\t0", "0\t0\t0", 0, "the batch ran"),
-        ("5\t0\t0", "3\t1\t0", 1, "the instance is gone and 4 jobs are left"),
+        ("5\t0\t0", "3\t1\t0", 1, "the instances are gone and 4 jobs are left"),
     ],
 )
 def test_a_batch_that_runs_already_is_only_watched(

@@ -59,6 +59,14 @@ def test_saving_one_setting_leaves_every_other_line_alone(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [env_file]
 
 
+@pytest.mark.parametrize(
+    ("mode", "smallest", "found"), [("always", "0", "1"), ("always", "2", "2"), ("on-demand", "0", "0"), ("", "", "0")]
+)
+def test_one_instance_is_always_there_since_the_group_must_have_it(mode: str, smallest: str, found: str) -> None:
+    settings = {"MODE": mode, "MIN_INSTANCES": smallest, "ENV_FILE": "/nowhere"}
+    assert bash('load_configuration; printf "%s" "$MIN_INSTANCES"', **settings) == found
+
+
 def test_a_missing_region_is_named_with_the_way_to_set_it(tmp_path: Path) -> None:
     (tmp_path / "env").write_text("QUEUE_PREFIX=mine\n")
     environment = {"PATH": os.environ["PATH"], "AWS_CLI": "/bin/false", "ENV_FILE": str(tmp_path / "env")}
@@ -139,7 +147,7 @@ def test_a_first_configuration_is_the_example_with_the_gaps_filled(stand_in: dic
     ]
 
 
-CHANGING = re.compile(r"step-(000|010|020|320|330|340|341|342|350|351|352|360)-")
+CHANGING = re.compile(r"step-(000|010|020|320|330|340|341|342|345|350|351|352|360)-")
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if CHANGING.match(name)])
@@ -177,7 +185,7 @@ def everything(aws: Aws, settings: dict[str, str]) -> dict[str, Any]:
     }
     for rule in ("uploads", "app-events"):
         found[rule] = plain(aws("events").list_targets_by_rule(Rule=f"{PREFIX}-{rule}"))
-    for role in ("router", "gpu-instance"):
+    for role in ("router", "gpu-instance", "launcher"):
         found[role] = plain(aws("iam").get_role_policy(RoleName=f"{PREFIX}-{role}", PolicyName="least-privilege"))
     for queue in ("SQS_QUEUE_URL", "SQS_DLQ_URL", "SQS_FAILURES_QUEUE_URL"):
         attributes = aws("sqs").get_queue_attributes(QueueUrl=settings[queue], AttributeNames=["All"])["Attributes"]

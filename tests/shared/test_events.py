@@ -104,6 +104,7 @@ def test_one_reader_knows_every_letter() -> None:
     assert parse_letter(message.model_dump(mode="json")) == [message]
     assert parse_letter(failure) == parse_letter(s3_event("a.mp3")) == [Upload("audio-bucket", "a.mp3", "e1", 7)]
     assert parse_letter({"source": "aws.scheduler", "detail-type": "Scheduled Event"}) == [Wake()]
+    assert parse_letter({"requestPayload": {"occasion": "window"}, "version": "1.0"}) == [Wake()]
 
 
 @pytest.mark.parametrize(

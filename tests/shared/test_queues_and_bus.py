@@ -1,6 +1,7 @@
 """SQS and EventBridge, on moto; and the exact limits the clients are given."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -12,6 +13,7 @@ from shared.combine import SessionTranscribed
 from shared.errors import BadMessage, TransientError
 from shared.jobs import Job, JobMessage, Reason
 from shared.queues import (
+    AUDIO_SECONDS,
     LONG_POLL_SECONDS,
     RECEIVE_CONFIG,
     SEND_CONFIG,
@@ -54,6 +56,64 @@ def test_a_job_goes_through_and_counts_its_receives(queue: Queue) -> None:
     assert again.receive_count == 2
     queue.delete(again)
     assert queue.backlog() == Backlog(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "seconds"),
+    [
+        ("users/u/audio/sessions/s/chunk-1.webm", 40_000, "5.000"),
+        ("calls/an hour.MP3", 57_600_000, "3600.000"),
+        ("calls/one channel at 16 kHz.wav", 320_044, "10.001"),
+        ("calls/a telephone's.m4a", 16_000, "1.000"),
+        ("calls/empty.ogg", 0, "0.000"),
+    ],
+)
+def test_a_message_says_about_how_long_its_audio_is(queue: Queue, key: str, size: int, seconds: str) -> None:
+    job = Job(bucket="audio-bucket", key=key, etag="e", size=size)
+    queue.send(job, Reason.FORCED)
+    queue.send_all([job], Reason.FORCED)
+    assert [message.attributes for message in receive(queue)] == [{AUDIO_SECONDS: seconds}] * 2
+
+
+def test_a_message_of_unknown_size_says_nothing_of_its_length(queue: Queue) -> None:
+    queue.send(JOB, Reason.FORCED)
+    assert [message.attributes for message in receive(queue)] == [{}]
+
+
+def test_a_message_says_when_it_was_sent_and_what_its_sender_put_beside_it(queue: Queue) -> None:
+    before = datetime.now(UTC)
+    queue.send_raw("{}", attributes={"reason": "not JSON"})
+    [message] = receive(queue)
+    assert message.attributes == {"reason": "not JSON"}
+    assert message.sent_at is not None
+    assert abs((message.sent_at - before).total_seconds()) < 60
+
+
+class Refusing:
+    """SQS that takes a batch and refuses some of it, each time others."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = list(refused)
+        self.taken: list[str] = []
+
+    def send_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+        names = self.refused.pop(0) if self.refused else ""
+        failed = [{"Id": entry["Id"], "Code": "ServiceUnavailable"} for entry in Entries if entry["Id"] in names]
+        self.taken += [entry["Id"] for entry in Entries if entry["Id"] not in names]
+        return {"Failed": failed} if failed else {}
+
+
+def test_what_sqs_refuses_of_a_batch_is_sent_again_and_no_more() -> None:
+    sqs = Refusing("013", "1")
+    Queue(sqs, "q/jobs").send_all([JOB] * 4, Reason.BACKFILL)
+    assert sorted(sqs.taken) == ["0", "1", "2", "3"]
+
+
+def test_what_sqs_goes_on_refusing_is_told() -> None:
+    sqs = Refusing("1", "1", "1")
+    with pytest.raises(QueueUnavailable, match="1 of 2 jobs: ServiceUnavailable"):
+        Queue(sqs, "q/jobs").send_all([JOB] * 2, Reason.BACKFILL)
+    assert sqs.taken == ["0"]
 
 
 def test_the_backlog_tells_waiting_held_and_delayed_messages_apart(queue: Queue) -> None:

@@ -135,13 +135,13 @@ def test_a_session_is_counted_once_the_world_was_told() -> None:
 
 def test_the_table_has_the_words_that_the_programs_use() -> None:
     assert set(DECISIONS.dimensions["Decision"]) == {*Decision, "refused", "error"}
-    assert set(JOBS_QUEUED.dimensions["Reason"]) == {*Reason} - {Reason.SAFETY_NET}
+    assert set(JOBS_QUEUED.dimensions["Reason"]) == {*Reason} - {Reason.SAFETY_NET, Reason.BACKFILL}
     assert set(MESSAGES_HANDLED.dimensions["Result"]) == {*Result, "parked"}
 
 
 def test_metrics_stay_few_and_of_one_style() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
-    assert sum(metric.series for metric in METRICS) <= 50
+    assert sum(metric.series for metric in METRICS) <= 60
     for metric in METRICS:
         assert metric.name.isalnum()
         assert metric.name[0].isupper()

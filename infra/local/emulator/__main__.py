@@ -8,9 +8,9 @@ def main() -> None:
     # Only now: these import MiniStack's internals, which another version may not have.
     from ministack import app
 
-    from infra.local.emulator import autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler
+    from infra.local.emulator import autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler, sqs
 
-    for service in (autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler):
+    for service in (autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler, sqs):
         service.install()
     app.main()
 

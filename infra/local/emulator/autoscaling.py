@@ -57,6 +57,7 @@ def install() -> None:
     patch_action(autoscaling, "DeleteAutoScalingGroup", delete, because="instances outlived their group")
     add_action(autoscaling, "TerminateInstanceInAutoScalingGroup", terminate_instance)
     add_action(autoscaling, "SetInstanceProtection", set_instance_protection)
+    add_action(autoscaling, "SetInstanceHealth", set_instance_health)
     add_action(autoscaling, "EnableMetricsCollection", enable_metrics_collection)
 
 
@@ -139,6 +140,17 @@ def set_instance_protection(p: Parameters) -> Response:
         members[instance]["ProtectedFromScaleIn"] = p["ProtectedFromScaleIn"] == "true"
     reconcile(group)
     return autoscaling._xml(200, "SetInstanceProtectionResponse", "<SetInstanceProtectionResult/>")
+
+
+@refusable
+def set_instance_health(p: Parameters) -> Response:
+    """As with ShouldRespectGracePeriod=false: a group's grace period is not kept here."""
+    group, member = _owned(p["InstanceId"])
+    if p["HealthStatus"] not in ("Healthy", "Unhealthy"):
+        raise Refused("ValidationError", f"{p['HealthStatus']} is not a valid health status.")
+    member["HealthStatus"] = p["HealthStatus"]
+    reconcile(group)
+    return autoscaling._xml(200, "SetInstanceHealthResponse", "")
 
 
 @refusable
@@ -340,6 +352,8 @@ def reconcile(group: Group) -> None:
     members = group["Instances"]
     for member in [member for member in members if not _is_alive(member)]:
         _end(group, member, cause="an instance was taken out of service in response to an EC2 health check")
+    for member in [member for member in members if member["HealthStatus"] == "Unhealthy"]:
+        _end(group, member, cause="an instance was taken out of service in response to a user health-check")
     while len(members) > group["DesiredCapacity"]:
         victim = next((member for member in members if not member["ProtectedFromScaleIn"]), None)
         if not victim:

@@ -1,4 +1,4 @@
-"""CloudWatch: log lines in the embedded metric format become metrics, and alarms watch what they name, by the clock."""
+"""CloudWatch: log lines in the embedded format become metrics, SQS tells a queue's age, alarms watch by the clock."""
 
 import json
 import logging
@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ministack.core.responses import set_request_account_id, set_request_region
-from ministack.services import cloudwatch, cloudwatch_logs
+from ministack.services import cloudwatch, cloudwatch_logs, sqs
 
 from infra.local.emulator.patching import patch
 
+AGE = "ApproximateAgeOfOldestMessage"
 CLOCK_SECONDS = 1
 COMPARISONS = {
     "GreaterThanOrEqualToThreshold": operator.ge,
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _append = cloudwatch_logs._append_log_events
 _put_alarm = cloudwatch._put_metric_alarm
+_get_metric_data = cloudwatch._get_metric_data
 
 
 def install() -> None:
@@ -41,6 +43,7 @@ def install() -> None:
         because="an alarm looked at all dimensions of its metric, and never at data that is missing",
     )
     patch(cloudwatch, "_put_metric_alarm", put_alarm, because="the metric math of an alarm was dropped")
+    patch(cloudwatch, "_get_metric_data", get_metric_data, because="SQS did not tell how old a queue's messages are")
     threading.Thread(target=_watch_the_clock, name="alarm-clock", daemon=True).start()
 
 
@@ -76,6 +79,24 @@ def embedded_metrics(line: str) -> Iterator[tuple[str, str, str, dict[str, str],
                     values = value if isinstance(value, list) else [value]
                     unit = metric.get("Unit", "None")
                     yield directive["Namespace"], metric["Name"], unit, dimensions, moment, values
+
+
+def get_metric_data(params: Any, document: Any, is_cbor: bool, is_json: bool = False) -> Any:
+    """The age of a queue is told when it is asked for, not every minute."""
+    for query in (document or {}).get("MetricDataQueries", ()):
+        metric = query.get("MetricStat", {}).get("Metric", {})
+        if (metric.get("Namespace"), metric.get("MetricName")) == ("AWS/SQS", AGE):
+            _tell_age(cloudwatch._dims_from_list(metric["Dimensions"])["QueueName"])
+    return _get_metric_data(params, document, is_cbor, is_json)
+
+
+def _tell_age(name: str) -> None:
+    queue = next((queue for url, queue in sqs._queues.items() if url.rpartition("/")[2] == name), None)
+    if queue and queue["messages"]:
+        now = time.time()
+        age = now - min(message["sent_at"] for message in queue["messages"])
+        # A second ago: whoever asks for all until now does not get what is told just now.
+        cloudwatch._store_datum("AWS/SQS", AGE, {"QueueName": name}, now - 1, "Seconds", age, None, None, None)
 
 
 # Alarms ---------------------------------------------------------------------------------------------------------

@@ -127,6 +127,9 @@ load_configuration() {
   BATCH_SCHEDULE="${BATCH_SCHEDULE:-cron(0 0 * * ? *)}"
   BATCH_TIMEZONE=${BATCH_TIMEZONE:-UTC}
   IDLE_TIMEOUT_MINUTES=${IDLE_TIMEOUT_MINUTES:-10}
+  MODE=${MODE:-scheduled}
+  # One is always there only if the group must have it: an idle instance that may end does.
+  [[ $MODE != always || $MIN_INSTANCES != 0 ]] || MIN_INSTANCES=1
 }
 
 unquote() {
@@ -214,7 +217,10 @@ name_everything() {
   SERVER_GROUP=$QUEUE_PREFIX-gpu    # security group of the instances
   ROUTER_GROUP=$QUEUE_PREFIX-router # security group of the function
   SCHEDULER_ROLE=$QUEUE_PREFIX-scheduler
-  SCHEDULE=$QUEUE_PREFIX-batch
+  LAUNCHER=$QUEUE_PREFIX-launcher # function and role
+  LAUNCHER_LOG_GROUP=/aws/lambda/$LAUNCHER
+  WINDOW=$QUEUE_PREFIX-batch # schedules: with -1, -2, … for each window
+  WATCH=$QUEUE_PREFIX-watch  # and one that looks every few minutes
   ALARM_TOPIC=$QUEUE_PREFIX-alarms
   DASHBOARD=$QUEUE_PREFIX
   SERVER_LOG_GROUP=/$QUEUE_PREFIX/server
@@ -255,7 +261,7 @@ explain() {
     *"not authorized to perform"* | *AccessDenied* | *UnauthorizedOperation* | *AuthorizationError*)
       [[ ! $words =~ perform:\ ([A-Za-z0-9-]+:[A-Za-z]+) ]] || action=${BASH_REMATCH[1]}
       WHY="these credentials may not $action"
-      NEXT="ask for the policy infra/policies/deployer.json (docs/deploy.md says how), then $again"
+      NEXT="ask for the policies infra/policies/deployer*.json (docs/deploy.md says how), then $again"
       ;;
     *ExpiredToken* | *RequestExpired* | *"oken has expired"* | *"session has expired"*)
       WHY="the credentials have expired"
@@ -326,6 +332,9 @@ ours() {
 
 saved_parameter() { look_up ssm get-parameter --name "$1" --query Parameter.Value --output text; }
 
+# acts_as_our_role: whether the schedule in FOUND does. Schedules have no tags; whose one is shows in that.
+acts_as_our_role() { [[ $FOUND == *"\"$(role_arn "$SCHEDULER_ROLE")\""* ]]; }
+
 # save_parameter NAME VALUE: written only where it differs.
 save_parameter() {
   if ! saved_parameter "$1"; then
@@ -356,6 +365,7 @@ identify() {
   DEAD_LETTER_ARN=$(sqs_arn "$DEAD_LETTER_QUEUE")
   FAILURES_ARN=$(sqs_arn "$FAILURES_QUEUE")
   ROUTER_ARN=arn:$PARTITION:lambda:$AWS_REGION:$ACCOUNT:function:$ROUTER
+  LAUNCHER_ARN=arn:$PARTITION:lambda:$AWS_REGION:$ACCOUNT:function:$LAUNCHER
   UPLOADS_RULE_ARN=arn:$PARTITION:events:$AWS_REGION:$ACCOUNT:rule/$UPLOADS_RULE
   APP_EVENTS_RULE_ARN=arn:$PARTITION:events:$AWS_REGION:$ACCOUNT:rule/$APP_EVENTS_RULE
   [[ $EVENT_BUS_NAME == default ]] ||

@@ -23,7 +23,8 @@ document() {
   shift 2
   [[ $command != render ]] || ! plain_http || without=(--without TlsOnly)
   documents "$command" ${without[@]+"${without[@]}"} "$template" "PARTITION=$PARTITION" "REGION=$AWS_REGION" \
-    "ACCOUNT=$ACCOUNT" "QUEUE_PREFIX=$QUEUE_PREFIX" "TOPIC_ARN=$TOPIC_ARN" "ROUTER=$ROUTER" "INSTANCES=$INSTANCES" \
+    "ACCOUNT=$ACCOUNT" "QUEUE_PREFIX=$QUEUE_PREFIX" "TOPIC_ARN=$TOPIC_ARN" "ROUTER=$ROUTER" \
+    "LAUNCHER=$LAUNCHER" "INSTANCES=$INSTANCES" \
     "JOBS_QUEUE=$JOBS_QUEUE" "DEAD_LETTER_QUEUE=$DEAD_LETTER_QUEUE" "FAILURES_QUEUE=$FAILURES_QUEUE" \
     "UPLOADS_RULE=$UPLOADS_RULE" ${@+"$@"}
 }
@@ -48,7 +49,7 @@ alarm_arns() {
 }
 
 dashboard_body() {
-  local prices=$MONITORING/prices.json
+  local prices=$ROOT/shared/prices.json
   document render dashboard.json "ALARM_ARNS=$(alarm_arns)" \
     "PRICES_DATE=$(sed -n 's/.*"date": "\(.*\)".*/\1/p' "$prices")" \
     "INSTANCE_COSTS=$(documents costs "$prices" "$QUEUE_PREFIX" "$TYPES")" \

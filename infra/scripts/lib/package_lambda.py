@@ -1,4 +1,4 @@
-"""Builds the router's zip: pinned dependencies for Lambda's platform, our two packages, the same bytes every time.
+"""Builds a function's zip: pinned dependencies for Lambda's platform, our two packages, the same bytes every time.
 
 Prints the SHA-256 of the zip as Lambda shows it (base64). Dependencies are kept in .build/lambda/ and installed
 again only when the pins, the runtime or the architecture change.
@@ -20,10 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUIREMENTS = ROOT / "requirements/lambda.txt"
-PACKAGES = ("router_lambda", "shared")
+PROGRAMS = {"router": ("router_lambda", "shared"), "launcher": ("batch_worker", "shared")}
 
-# botocore brings the models of 400 services, 90 % of the zip. The function talks to these.
-SERVICES = frozenset({"ec2", "events", "s3", "sqs", "ssm", "sts"})
+# botocore brings the models of 400 services, 90 % of the zip. The functions talk to these.
+SERVICES = frozenset({"autoscaling", "cloudwatch", "ec2", "events", "s3", "sqs", "ssm", "sts"})
 
 PLATFORMS = {
     "x86_64": ("manylinux2014_x86_64", "manylinux_2_28_x86_64"),
@@ -36,13 +36,14 @@ LAYOUT = "2"  # part of the cache's name: to be changed with what `install` leav
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", choices=sorted(PROGRAMS))
     parser.add_argument("--runtime", required=True, help="python3.13")
     parser.add_argument("--architecture", required=True, choices=sorted(PLATFORMS))
     parser.add_argument("--native", action="store_true", help="wheels for this machine, to run on a local emulator")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     dependencies = installed(arguments.runtime.removeprefix("python"), arguments.architecture, native=arguments.native)
-    write_zip(arguments.output, [*files(dependencies), *own_files()])
+    write_zip(arguments.output, [*files(dependencies), *own_files(arguments.program)])
     print(base64.b64encode(hashlib.sha256(arguments.output.read_bytes()).digest()).decode())
 
 
@@ -94,9 +95,9 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
-def own_files() -> Iterator[tuple[str, Path]]:
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
+def own_files(program: str) -> Iterator[tuple[str, Path]]:
+    for package in PROGRAMS[program]:
+        for path in (*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.json")):
             yield path.relative_to(ROOT).as_posix(), path
 
 
