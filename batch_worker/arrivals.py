@@ -34,7 +34,7 @@ class Arrivals:
             return
         for job in jobs:
             upload = uploads.get(job.key)
-            if upload and upload.etag == job.etag:
+            if upload and upload.etag == job.etag and job.reason is not Reason.BACKFILL:  # that had waited for years
                 route = "batch" if job.reason in MEANT_FOR_THE_BATCH else "queue"
                 waited = (now - upload.last_modified).total_seconds()
                 self.observe(UPLOAD_TO_TRANSCRIPT, route, value=max(0.0, waited))

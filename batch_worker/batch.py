@@ -1,7 +1,8 @@
 """One batch run: drain the queue, give dead letters their last try, sweep the bucket, better what is complete."""
 
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -10,8 +11,9 @@ from batch_worker.letters import Letters
 from batch_worker.sweep import Swept, sweep
 from batch_worker.work import Result
 from shared.combine import Combiner
-from shared.jobs import Reason
+from shared.jobs import Job, Reason
 from shared.keys import Session
+from shared.queues import MAX_BATCH
 from shared.store import Store
 from shared.telemetry import JOBS_LEFT, JOBS_QUEUED, OPEN_SESSIONS, STUCK_SESSIONS
 
@@ -48,45 +50,74 @@ class Summary:
 
 @dataclass
 class Batch:
-    """`new_combiner` makes one that remembers nothing, for the sweep. `restitch`: better sessions that are complete."""
+    """`new_combiner` makes one that remembers nothing, for the sweep. `restitch`: better sessions that are complete.
+
+    `over`: there is nothing more to look for.
+    """
 
     drain: Drain
     letters: list[Letters]
     store: Store
     new_combiner: Callable[[], Combiner]
     restitch: bool
+    over: bool = field(default=False, init=False)
+    _sweeps: int = field(default=0, init=False)
+    _doubtful: list[Job] = field(default_factory=list, init=False)  # found open while others were at work
+    _swept: int = field(default=0, init=False)
+    _restitched: int = field(default=0, init=False)
+    _left: int = field(default=0, init=False)
 
     def run(self) -> Summary:
         """Raises TransientError when server, queue or bucket stay away; whatever was not done stays where it is."""
-        swept = left = 0
-        live: list[Session] = []
-        for round in range(1, SWEEPS + 1):
+        while not self.over and not self.drain.stopping.is_set():
             self.drain.run(until_empty=True)
-            for letters in self.letters:
-                letters.run()
-            if self.drain.stopping.is_set():
-                break
-            found = sweep(self.store, self.new_combiner())
-            left, live = len(found.open), found.live
-            if not found.open or round == SWEEPS:
-                self._observe_what_is_left(found)
-                break
-            for job in found.open:
-                self.drain.queue.send(job, Reason.SWEPT)
-                self.drain.tally.observe(JOBS_QUEUED, Reason.SWEPT)
-            swept += len(found.open)
-        restitched = self._restitch(live) if self.restitch and not self.drain.stopping.is_set() else 0
+            self.look_further()
+        return self.summary()
+
+    def look_further(self) -> None:
+        """Find more to do, now that the queue is empty. Other workers may do the same at the same time."""
+        for letters in self.letters:
+            letters.run()
+        if self.drain.stopping.is_set():
+            return
+        if self._doubtful:
+            doubtful, self._doubtful = self._doubtful, []
+            self._queue(doubtful)
+            return
+        found = sweep(self.store, self.new_combiner())
+        self._sweeps += 1
+        self._left = len(found.open)
+        if not found.open or self._sweeps == SWEEPS:
+            self.over = True
+            self._observe_what_is_left(found)
+            self._restitched += self._restitch(found.live) if self.restitch else 0
+        elif self.drain.is_empty():
+            self._queue(found.open)
+        else:
+            self._doubtful = found.open  # another worker may have found and queued them: what comes is worked on first
+
+    def summary(self) -> Summary:
         results = self.drain.tally.results
         return Summary(
             transcribed=results[Result.TRANSCRIBED],
             skipped=results[Result.SKIPPED],
             failed=results[Result.FAILED],
-            swept=swept,
+            swept=self._swept,
             parked=len(self.drain.tally.parked),
-            restitched=restitched,
-            left=left,
+            restitched=self._restitched,
+            left=self._left,
             stopped=self.drain.stopping.is_set(),
         )
+
+    def _queue(self, jobs: list[Job]) -> None:
+        """Those that are open still: a sweep takes its time."""
+        standings = self.drain.worker.standings(jobs)
+        still_open = [job for job in jobs if standings[job.job_id].is_open]
+        for start in range(0, len(still_open), MAX_BATCH):
+            some = still_open[start : start + MAX_BATCH]
+            self.drain.queue.send_all(some, Reason.SWEPT)
+            self.drain.tally.observe(JOBS_QUEUED, Reason.SWEPT, value=len(some))
+            self._swept += len(some)
 
     def _observe_what_is_left(self, found: Swept) -> None:
         stuck_since = datetime.now(UTC) - STUCK_AFTER
@@ -96,5 +127,9 @@ class Batch:
         observe(STUCK_SESSIONS, value=sum(uploaded < stuck_since for uploaded in found.waiting))
 
     def _restitch(self, sessions: list[Session]) -> int:
-        """Each session once; how many are stitched now. What could not be is not left over: its transcript stands."""
-        return sum(self.drain.run_all([partial(self.drain.worker.restitch, session) for session in sessions]))
+        """Each session once; how many are stitched now. What could not be is not left over: its transcript stands.
+
+        In no order, so that several workers seldom meet at one.
+        """
+        shuffled = random.sample(sessions, len(sessions))
+        return sum(self.drain.run_all([partial(self.drain.worker.restitch, session) for session in shuffled]))

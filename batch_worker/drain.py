@@ -1,6 +1,5 @@
 """The loop: receive while the server lives, work in parallel, delete what is done, leave the rest to the queue."""
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from aws_lambda_powertools import Logger
 from batch_worker.arrivals import Arrivals
 from batch_worker.grouping import Unit, chunk_message, units
 from batch_worker.lease import Leases
+from batch_worker.stopping import Stopping
 from batch_worker.work import Result, Unauthorized, Worker
 from shared.errors import BadMessage, TransientError
 from shared.queues import Message, Queue, QueueUnavailable
@@ -23,6 +23,7 @@ from shared.telemetry import MESSAGES_HANDLED, Observe, unobserved
 HEALTH_LIMITS = Limits(connect=2.0, total=5.0)
 HEALTH_POLL_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60
+STOP_POLL_SECONDS = 0.2
 RECOVERY_SECONDS = 5.0  # before the queue is asked again
 
 T = TypeVar("T")
@@ -62,12 +63,11 @@ class Drain:
     dead_letters: Queue | None
     worker: Worker
     leases: Leases
-    stopping: threading.Event
+    stopping: Stopping
     concurrency: int
     visibility: int
     poll_seconds: int
     server_wait: float
-    drain_timeout: float
     group_messages: int
     tally: Tally = field(default_factory=Tally)
     arrivals: Arrivals | None = None
@@ -85,36 +85,25 @@ class Drain:
             Unauthorized: the server does not accept our key.
             QueueUnavailable: SQS stays away.
         """
-        running: set[Future[None]] = set()
-        try:
-            while not self.stopping.is_set():
-                running = {future for future in running if not future.done()}
-                try:
-                    if self.tally.unauthorized and until_empty:
-                        raise Unauthorized(self.tally.unauthorized)
-                    if not running:  # with jobs in flight their own answers tell
-                        self._await_server(forever=not until_empty)
-                    received = self._start_some(running)
-                    if received == 0 and not running and until_empty and self._is_empty():
-                        return
-                except QueueUnavailable as error:
-                    if until_empty:
-                        raise
-                    logger.warning("the queue stays away", extra={"reason": str(error)})
-                    self.stopping.wait(RECOVERY_SECONDS)
-        finally:
-            self._finish(running)
+        self._work_until(self.is_empty if until_empty else None)
+
+    def run_until_lull(self) -> int:
+        """Work until a long poll brings nothing, whatever others hold; how many messages came. Raises as `run`."""
+        return self._work_until(lambda: True)
+
+    def is_empty(self) -> bool:
+        """After an empty long poll: the counters agree. Delayed messages are safety nets, which the sweep covers."""
+        backlog = self.queue.backlog()
+        return backlog.visible == 0 and backlog.in_flight == 0
 
     def run_alone(self, call: Callable[[], T]) -> T | None:
-        """Run `call` in a thread of the pool, which is idle, and wait; None if we are told to stop meanwhile."""
+        """Run `call` in a thread of the pool, which is idle, and wait; None if it does not end in time for a stop."""
         return next(iter(self.run_all([call])), None)
 
     def run_all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Run `calls` in the pool, which is idle, and wait; the results of those that end before we are to stop."""
+        """Run `calls` in the pool, which is idle, and wait; the results of those that end in time for a stop."""
         futures = {self._pool.submit(call) for call in calls}
         self._wait_for(futures)
-        for future in futures:
-            future.cancel()  # what has not begun
         return [future.result() for future in futures if future.done() and not future.cancelled()]
 
     def arrived(self, messages: Sequence[Message]) -> None:
@@ -126,9 +115,35 @@ class Drain:
         """Wait until a server would answer. Raises ServerGone."""
         self._await_server(forever=False)
 
+    def _work_until(self, is_over: Callable[[], bool] | None) -> int:
+        """`is_over`: asked when nothing comes and nothing is in work here; without it, patience has no end."""
+        forever = is_over is None
+        running: set[Future[None]] = set()
+        came = 0
+        try:
+            while not self.stopping.is_set():
+                running = {future for future in running if not future.done()}
+                try:
+                    if self.tally.unauthorized and not forever:
+                        raise Unauthorized(self.tally.unauthorized)
+                    if not running:  # with jobs in flight their own answers tell
+                        self._await_server(forever=forever)
+                    started = self._start_some(running)
+                    came += started
+                    if started == 0 and not running and is_over and is_over():
+                        break
+                except QueueUnavailable as error:
+                    if not forever:
+                        raise
+                    logger.warning("the queue stays away", extra={"reason": str(error)})
+                    self.stopping.wait(RECOVERY_SECONDS)
+        finally:
+            self._finish(running)
+        return came
+
     def _start_some(self, running: set[Future[None]]) -> int:
         """Start what there is room for, received first if nothing waits here; how many messages that was."""
-        if self.stopping.is_set() or not self._has_room(running):
+        if self.stopping.is_set() or len(running) >= self.concurrency:
             wait(running, timeout=1, return_when=FIRST_COMPLETED)
             return 0
         if not self._ready:
@@ -146,23 +161,23 @@ class Drain:
                 running.add(self._pool.submit(self._work_on, unit))
         return started
 
-    def _has_room(self, running: set[Future[None]]) -> bool:
-        """A free place at the server, with work for it here or room for enough messages to find groups among."""
-        if len(running) >= self.concurrency:
-            return False
-        held = self.leases.count()
-        return bool(self._ready) or held < self.concurrency or held <= self.group_messages // 2
-
     def _wait_for(self, futures: set[Future[T]]) -> None:
-        """Wait until all are done, or we are told to stop."""
-        while not self.stopping.is_set() and wait(futures, timeout=0.2).not_done:
-            pass
+        """Wait until all are done. Once we are told to stop, none begins, and the others get what time there is."""
+        while wait(futures, timeout=min(STOP_POLL_SECONDS, self.stopping.seconds_left)).not_done:
+            if self.stopping.is_set():
+                for future in futures:
+                    future.cancel()
+            if not self.stopping.seconds_left:
+                return
 
     def _receive(self, room: int, *, busy: bool) -> list[Message]:
-        """One message for each free place; and all that come at once, up to GROUP_MESSAGES, while there are chunks."""
+        """One message for each free place; and all that come at once, up to GROUP_MESSAGES, while there are chunks.
+
+        Whatever is in work: the next group is fetched and decoded while the recognizer has this one.
+        """
         messages = batch = self._lease(room, 1 if busy else self.poll_seconds)
         while any(chunk_message(message, self.worker.store.bucket) for message in batch):
-            most = self.group_messages - self.leases.count()
+            most = self.group_messages - len(messages)
             if most <= 0 or self.stopping.is_set():
                 break
             try:
@@ -178,11 +193,6 @@ class Drain:
         for message in messages:
             self.leases.hold(self.queue, message)
         return messages
-
-    def _is_empty(self) -> bool:
-        """After an empty long poll: the counters agree. Delayed messages are safety nets, which the sweep covers."""
-        backlog = self.queue.backlog()
-        return backlog.visible == 0 and backlog.in_flight == 0
 
     def _await_server(self, *, forever: bool) -> None:
         """Receives nothing while no server lives: every receive counts towards the dead-letter queue."""
@@ -247,15 +257,15 @@ class Drain:
             self.arrived([message])
 
     def _settle(self, message: Message, results: list[Result]) -> None:
+        if Result.LATER in results:
+            backoff = 0 if self.stopping.is_set() else min(2**message.receive_count, MAX_BACKOFF_SECONDS)
+            self.leases.give_back([message], after=backoff)
+            return
         try:
-            if Result.LATER in results:
-                backoff = 0 if self.stopping.is_set() else min(2**message.receive_count, MAX_BACKOFF_SECONDS)
-                self.queue.extend(message, backoff)
-            else:
-                self.queue.delete(message)
+            self.queue.delete(message)
         except TransientError as error:
             # It comes again and is found done. SQS also refuses handles of messages that were received once more.
-            logger.warning("message not settled", extra={"message_id": message.id, "reason": str(error)})
+            logger.warning("message not deleted", extra={"message_id": message.id, "reason": str(error)})
 
     def _park(self, message: Message, error: BadMessage) -> None:
         """A message nobody can read goes to the dead-letter queue at once, with the reason, instead of cycling."""
@@ -270,7 +280,11 @@ class Drain:
             logger.warning("message not parked", extra={"message_id": message.id, "reason": str(failure)})
 
     def _finish(self, running: set[Future[None]]) -> None:
-        """Let jobs in flight end; give back what does not end in time."""
-        wait(running, timeout=self.drain_timeout if self.stopping.is_set() else None)
-        if given_back := self.leases.give_back():
+        """Give back what has not begun; let jobs in flight end while there is time; give back the rest."""
+        waiting = [message for unit in self._ready for message in unit.messages]
+        self._ready.clear()
+        given_back = self.leases.give_back(waiting)
+        wait(running, timeout=self.stopping.seconds_left if self.stopping.is_set() else None)
+        given_back += self.leases.give_back()
+        if given_back:
             logger.warning("gave messages back", extra={"count": given_back})

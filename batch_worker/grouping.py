@@ -10,7 +10,7 @@ from shared.jobs import Job, JobMessage, Options
 from shared.keys import ChunkKey, Session
 from shared.queues import Message
 
-SUSPECT_RECEIVES = 2  # a message that came back may be what kills the server: it goes alone
+SUSPECT_RECEIVES = 3  # what came back twice may be what kills the server: it goes alone. The launcher's look counts too
 GROUP_CHUNKS = 120  # in one request: ten minutes of five-second chunks
 
 

@@ -13,7 +13,6 @@ from batch_worker.work import Result, Worker
 from shared.errors import BadMessage, TransientError
 from shared.queues import Message, Queue
 
-HOLD_SECONDS = 900  # invisible while its one try runs; the lease renews it beyond
 logger = Logger(service="batch-worker", child=True)
 
 
@@ -29,26 +28,27 @@ class Letters:
         """Try every letter once. Letters that must wait for something else are left where they are.
 
         Raises:
-            ServerGone: nobody to try them with; nothing was received.
+            ServerGone: nobody to try them with.
         """
+        leases, stopping = self.drain.leases, self.drain.stopping
         seen: set[str] = set()
-        left: list[Message] = []
-        while not self.drain.stopping.is_set():
-            self.drain.await_server()
-            if self.drain.stopping.is_set():
-                break
-            messages = self.queue.receive(most=1, wait=1, visibility=HOLD_SECONDS)
-            if not messages:
-                break
-            message = messages[0]
-            first_time = message.id not in seen
-            seen.add(message.id)
-            self.drain.leases.hold(self.queue, message)
-            if not (first_time and self.drain.run_alone(partial(self._settled, message))):
+        left: list[Message] = []  # held until all had their try, or they would come again
+        try:
+            while not stopping.is_set():
+                self.drain.await_server()
+                if stopping.is_set():
+                    break
+                messages = self.queue.receive(most=1, wait=1, visibility=self.drain.visibility)
+                if not messages:
+                    break
+                message = messages[0]
+                leases.hold(self.queue, message)
                 left.append(message)
-            self.drain.leases.release(message)
-        for message in left:
-            self._give_back(message)
+                if message.id not in seen and self.drain.run_alone(partial(self._settled, message)):
+                    leases.release(left.pop())
+                seen.add(message.id)
+        finally:
+            leases.give_back(left)
 
     def _settled(self, message: Message) -> bool:
         """False when the letter stays in its queue."""
@@ -84,9 +84,3 @@ class Letters:
             logger.warning("letter not parked", extra={"message_id": message.id, "reason": str(failure)})
             return False
         return True
-
-    def _give_back(self, message: Message) -> None:
-        try:
-            self.queue.extend(message, 0)
-        except TransientError as error:
-            logger.warning("letter not given back", extra={"message_id": message.id, "reason": str(error)})

@@ -4,19 +4,17 @@ Events may be dropped by AWS itself; S3's listing is not. So the sweep needs not
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
+from batch_worker.unfinished import PARALLEL_READS, pages, unfinished
 from shared.combine import Combiner, Status
 from shared.errors import PermanentError, RefusedKey
 from shared.jobs import Job
-from shared.keys import ChunkKey, FileKey, Session, parse_key
-from shared.outcomes import Standing, record_failure, record_refusal, standing
+from shared.keys import ChunkKey, Session, parse_key, session_of
+from shared.outcomes import record_failure, record_refusal
 from shared.store import ObjectInfo, Store
-
-PARALLEL_READS = 16
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,21 @@ class Swept:
 
 
 def sweep(store: Store, combiner: Combiner) -> Swept:
-    """Look at the whole bucket, and say what is left to do.
+    """Look at the whole bucket, page by page, and say what is left to do.
 
-    A complete session costs a few requests, since its transcript names all it was made from; an open one costs two
-    reads a chunk. `combiner` must be new: what another one remembers of open sessions may be out of date.
+    A session costs a few requests, complete or not, and one more for each chunk whose transcript no complete session
+    has. `combiner` must be new: what another one remembers of open sessions may be out of date.
     """
+    found = Swept([], [], [])
+    for page in pages(store.list(""), lambda info: info.key):
+        _sweep(store, combiner, page, found)
+    return found
+
+
+def _sweep(store: Store, combiner: Combiner, page: list[ObjectInfo], found: Swept) -> None:
     sessions: dict[Session, list[ObjectInfo]] = defaultdict(list)
-    files: list[ObjectInfo] = []
-    for info in store.list(""):
+    left: list[ObjectInfo] = []
+    for info in page:
         try:
             parsed = parse_key(info.key)
         except RefusedKey as error:
@@ -47,33 +52,24 @@ def sweep(store: Store, combiner: Combiner) -> Swept:
             continue
         if isinstance(parsed, ChunkKey):
             sessions[parsed.session].append(info)
-        elif isinstance(parsed, FileKey):
-            files.append(info)
-    live: list[Session] = []
-    waiting: list[datetime] = []
-    for session, chunks in sessions.items():
-        combined = combiner.combine(session)
-        if combined.status is not Status.COMPLETE:
-            files += chunks
-            waiting.append(max(chunk.last_modified for chunk in chunks))
-        elif combined.live:
-            live.append(session)
-    jobs = _open(store, files)
-    for session in {parsed.session for job in jobs if isinstance(parsed := job.audio, ChunkKey) and job.size == 0}:
-        combiner.combine(session)
-    return Swept([job for job in jobs if job.size != 0], live, waiting)
-
-
-def _open(store: Store, infos: Iterable[ObjectInfo]) -> list[Job]:
-    """The jobs of these objects that have no outcome. Empty objects get theirs here."""
-
-    def look(info: ObjectInfo) -> Job | None:
-        job = Job(bucket=store.bucket, key=info.key, etag=info.etag, size=info.size)
-        if standing(store, job) is not Standing.OPEN:
-            return None
-        if info.size == 0:
-            record_failure(store, job, PermanentError("the object has no bytes", type="media-empty"))
-        return job
-
+        else:
+            left.append(info)
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        return [job for job in pool.map(look, infos) if job]
+        looks = pool.map(combiner.combine, sessions)
+    for (session, chunks), combined in zip(sessions.items(), looks, strict=True):
+        if combined.status is not Status.COMPLETE:
+            left += chunks
+            found.waiting.append(max(chunk.last_modified for chunk in chunks))
+        elif combined.live:
+            found.live.append(session)
+    for job in unfinished(store, left):
+        if job.size == 0:
+            _record_emptiness(store, combiner, job)
+        else:
+            found.open.append(job)
+
+
+def _record_emptiness(store: Store, combiner: Combiner, job: Job) -> None:
+    record_failure(store, job, PermanentError("the object has no bytes", type="media-empty"))
+    if session := session_of(job.audio):
+        combiner.combine(session)

@@ -3,12 +3,12 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from aws_lambda_powertools import Logger
 
@@ -54,6 +54,18 @@ class Unauthorized(TransientError):
     """The server does not accept our key: nothing will work until a person changes that."""
 
 
+class Witness(Protocol):
+    """Is told what happens, as it happens, by many threads."""
+
+    def ended(self, jobs: Sequence[Job], results: Mapping[str, Result], seconds: float) -> None:
+        """One try is over. `results`: by id, of those jobs that need no other."""
+        ...
+
+    def completed(self, session: Session) -> None:
+        """Every chunk of the session has its outcome."""
+        ...
+
+
 @dataclass
 class Worker:
     """Everything a job is done through. Safe to call from many threads.
@@ -66,6 +78,7 @@ class Worker:
     server: ServerClient
     job_seconds: float
     stopping: threading.Event
+    witness: Witness | None = None
 
     def handle(self, document: Any, *, attempts: int, final: bool = False) -> list[Result]:
         """Do what a message's document asks for.
@@ -90,13 +103,16 @@ class Worker:
             TransientError: S3 would not answer.
         """
         jobs = list({job.job_id: job for job in jobs}.values())
-        found = self._standings(jobs)
-        unfinished = [job for job in jobs if found[job.job_id] is Standing.OPEN]
+        found = self.standings(jobs)
+        unfinished = [job for job in jobs if found[job.job_id].is_open]
         results = {job.job_id: Result.SKIPPED for job in jobs if job not in unfinished}
         if len(unfinished) > 1:
+            began = time.monotonic()
             self._ask(partial(self.server.transcribe_session, unfinished, self._limits, route=ROUTE))
-            found = self._standings(unfinished)
+            found = self.standings(unfinished)
             results |= {id: _ENDED[standing] for id, standing in found.items() if standing in _ENDED}
+            if self.witness:
+                self.witness.ended(unfinished, results, time.monotonic() - began)
         if results:
             self._complete_session(jobs[0].audio)
         logger.info(
@@ -104,14 +120,23 @@ class Worker:
         )
         return results
 
+    def standings(self, jobs: Sequence[Job]) -> dict[str, Standing]:
+        """How jobs stand now, by id."""
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            standings = pool.map(lambda job: standing(self.store, job, check_source=True), jobs)
+            return {job.job_id: how for job, how in zip(jobs, standings, strict=True)}
+
     def restitch(self, session: Session) -> bool:
         """Have a complete session heard once more, whole; True if no chunk of it is left that was heard alone.
 
-        Nothing depends on it: the transcripts of chunks that were heard alone stand.
+        Nothing depends on it: the transcripts of chunks that were heard alone stand. False also when there is no such
+        chunk by now: another worker was faster.
         """
         path = session.path_in(self.store.bucket)
-        answer = self._ask(partial(self.server.transcribe_session, path, self._limits, route=ROUTE))
         try:
+            if self.combiner.combine(session).live == 0:
+                return False
+            answer = self._ask(partial(self.server.transcribe_session, path, self._limits, route=ROUTE))
             combined = self.combiner.combine(session)
         except TransientError as error:
             logger.warning("a session was not completed", extra={"session": path, "reason": str(error)})
@@ -156,26 +181,32 @@ class Worker:
     def _job(self, job: Job, attempts: int, final: bool) -> Result:
         if job.bucket != self.store.bucket:
             raise BadMessage(f"a job in {job.bucket}, but this worker serves {self.store.bucket} alone")
+        began = time.monotonic()
         result = self._transcribe(job, attempts, final)
         if result is not Result.LATER:
+            if self.witness:
+                self.witness.ended([job], {job.job_id: result}, time.monotonic() - began)
             self._complete_session(job.audio)  # before the message may be forgotten
         logger.info("job", extra={"job_id": job.job_id, "key": job.key, "result": result, "attempts": attempts})
         return result
 
     def _transcribe(self, job: Job, attempts: int, final: bool) -> Result:
-        if standing(self.store, job, check_source=True) is not Standing.OPEN:
+        before = standing(self.store, job, check_source=True)
+        if not before.is_open:
             return Result.SKIPPED
-        answer = self._ask(partial(self.server.transcribe, job, self._limits, route=ROUTE))
+        new = before is Standing.NEW
+        answer = self._ask(partial(self.server.transcribe, job, self._limits, route=ROUTE, new=new))
         if answer.said is Said.UNAUTHORIZED:
             raise Unauthorized(f"the server does not accept our key or bucket (HTTP {answer.status}): check API_KEY")
         if answer.said is Said.REFUSED:
             record_failure(self.store, job, PermanentError(answer.message, type=answer.type), attempts=attempts)
             return Result.FAILED
-        if standing(self.store, job, check_source=True) is not Standing.OPEN:  # S3, not the answer, says so
+        if not standing(self.store, job, check_source=True).is_open:  # S3, not the answer, says so
             return Result.TRANSCRIBED
         if answer.said is Said.DONE:
             answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
-        if final and answer.said is not Said.BUSY and not self._may_still_come(job, answer):
+        blamed = final and answer.said is not Said.BUSY and not self.stopping.is_set()  # the server may be stopped too
+        if blamed and not self._may_still_come(job, answer):
             type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
             error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
             record_failure(self.store, job, error, attempts=attempts)
@@ -186,11 +217,6 @@ class Worker:
     @property
     def _limits(self) -> Limits:
         return Limits(CONNECT_SECONDS, self.job_seconds)
-
-    def _standings(self, jobs: Sequence[Job]) -> dict[str, Standing]:
-        with ThreadPoolExecutor(PARALLEL_READS) as pool:
-            standings = pool.map(lambda job: standing(self.store, job, check_source=True), jobs)
-            return {job.job_id: how for job, how in zip(jobs, standings, strict=True)}
 
     def _ask(self, post: Callable[[], Answer]) -> Answer:
         """Post, and wait while the server is busy: busy is not dead, and the queue has no better place."""
@@ -210,5 +236,6 @@ class Worker:
         return all(self.store.head(key) is None for key in ended)
 
     def _complete_session(self, audio: AudioKey) -> None:
-        if session := session_of(audio):
-            self.combiner.combine(session)
+        session = session_of(audio)
+        if session and self.combiner.combine(session).status is Status.COMPLETE and self.witness:
+            self.witness.completed(session)

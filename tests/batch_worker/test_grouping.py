@@ -60,6 +60,11 @@ def test_copies_of_one_job_make_no_group() -> None:
     assert names(units([message("a", chunk(1)), message("b", chunk(1))], BUCKET)) == [["a"], ["b"]]
 
 
+def test_what_the_launcher_looked_at_or_one_dead_worker_had_is_no_suspect() -> None:
+    received = [message("a", chunk(1), received=2), message("b", chunk(2))]
+    assert names(units(received, BUCKET)) == [["a", "b"]]
+
+
 def test_a_suspect_goes_last_and_alone() -> None:
     received = [message("s", chunk(1), received=SUSPECT_RECEIVES), message("a", chunk(2)), message("b", chunk(3))]
     found = units(received, BUCKET)
@@ -74,7 +79,7 @@ messages = st.lists(
             st.sampled_from(["calls/a.mp3", "calls/b.mp3"]),
         ),
         st.sampled_from([None, "de"]),
-        st.integers(1, 2),
+        st.integers(1, SUSPECT_RECEIVES),
     ),
     max_size=400,
 ).map(lambda items: [message(str(n), k, language=lang, received=r) for n, (k, lang, r) in enumerate(items)])

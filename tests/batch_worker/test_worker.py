@@ -2,8 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 
 from batch_worker.batch import Batch, Summary
 from batch_worker.drain import Drain, ServerGone
+from batch_worker.grouping import SUSPECT_RECEIVES
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
+from batch_worker.stopping import Stopping
 from batch_worker.work import Result, Unauthorized, Worker
 from shared.combine import Combiner, SessionTranscribed
 from shared.errors import InputRefused, StoreUnavailable
 from shared.jobs import Job, Reason
+from shared.keys import Session
 from shared.outcomes import Standing, read_failure, read_outcome, record_failure, standing
 from shared.queues import Backlog, Message, QueueUnavailable
 from shared.server import Answer, Health, Said
@@ -43,12 +47,14 @@ class Night:
     def __post_init__(self) -> None:
         self.server = ScriptedServer(self.store)
         self.events: list[SessionTranscribed] = []
-        self.stopping = threading.Event()
+        self.stopping = Stopping(1)
 
     def run(self) -> Summary:
         with Leases(visibility=120, interval=30) as leases:
-            drain = self.drain(leases)
-            return Batch(drain, self.letters(drain), self.store, self._combiner, self.restitch).run()
+            return self.batch(self.drain(leases)).run()
+
+    def batch(self, drain: Drain) -> Batch:
+        return Batch(drain, self.letters(drain), self.store, self._combiner, self.restitch)
 
     def drain(self, leases: Leases) -> Drain:
         return Drain(
@@ -61,7 +67,6 @@ class Night:
             visibility=120,
             poll_seconds=1,
             server_wait=self.server_wait,
-            drain_timeout=1,
             group_messages=self.group_messages,
         )
 
@@ -72,9 +77,16 @@ class Night:
     def _combiner(self) -> Combiner:
         return Combiner(self.store, self.events.append)
 
-    def upload(self, name: str, body: bytes = b"audio") -> Job:
-        etag = self.store.upload(PREFIX + name, body)
-        return Job(bucket=self.store.bucket, key=PREFIX + name, etag=etag)
+    def upload(self, name: str, body: bytes = b"audio", session: str = "s") -> Job:
+        key = f"users/u/audio/sessions/{session}/{name}"
+        return Job(bucket=self.store.bucket, key=key, etag=self.store.upload(key, body))
+
+
+def until(look: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -288,7 +300,7 @@ def test_a_worker_that_is_stopped_does_not_wait_for_suspects(night: Night) -> No
     night.server.transcribe = hang  # type: ignore[assignment,method-assign]
     for number in (1, 2):
         night.queue.send(night.upload(f"chunk-{number}.webm"), Reason.UNHEALTHY)
-    night.queue.visible = [Message(m.id, m.receipt, m.body, 1) for m in night.queue.visible]
+    night.queue.visible = [Message(m.id, m.receipt, m.body, 2) for m in night.queue.visible]
     assert night.run().stopped
     assert not released.is_set()
     assert len(night.queue.visible) == 2  # both leases were held, and both are given back
@@ -351,7 +363,7 @@ def test_a_message_that_came_back_is_worked_on_alone(night: Night) -> None:
         etag = night.store.upload(f"{number}.mp3")
         night.queue.send(Job(bucket=night.store.bucket, key=f"{number}.mp3", etag=etag), Reason.UNHEALTHY)
     suspect = night.queue.visible[0]
-    night.queue.visible[0] = Message(suspect.id, suspect.receipt, suspect.body, 1)
+    night.queue.visible[0] = Message(suspect.id, suspect.receipt, suspect.body, 2)
     night.queue.visible = night.queue.visible[1:] + night.queue.visible[:1]
     assert night.run().transcribed == 3
     assert most == 2
@@ -422,12 +434,12 @@ def test_every_message_of_a_group_is_leased_before_the_next_is_asked_for(night: 
         receive = night.queue.receive
 
         def look(**arguments: int) -> list[Message]:
-            held.append(leases.count())
+            held.append(len(leases._held))
             return receive(**arguments)
 
         night.queue.receive = look  # type: ignore[assignment,method-assign]
         drain.run(until_empty=True)
-        assert leases.count() == 0
+        assert not leases._held
     assert held[:4] == [0, 2, 12, 22]
 
 
@@ -555,7 +567,7 @@ def test_what_is_done_is_not_asked_for_again_in_a_group(night: Night) -> None:
 def test_a_message_that_came_back_is_never_in_a_group(night: Night) -> None:
     jobs = send_session(night, 3)
     suspect = night.queue.visible[1]
-    night.queue.visible[1] = Message(suspect.id, suspect.receipt, suspect.body, 1)
+    night.queue.visible[1] = Message(suspect.id, suspect.receipt, suspect.body, 2)
     assert night.run().transcribed == 3
     [(what, _), *_] = night.server.session_calls
     assert [job.key for job in what if isinstance(job, Job)] == [jobs[0].key, jobs[2].key]
@@ -624,11 +636,11 @@ def test_a_worker_that_is_stopped_starts_no_further_stitched_pass(night: Night) 
     assert len(started) <= drain.concurrency
 
 
-def live_session(night: Night, count: int) -> list[Job]:
-    jobs = [night.upload(f"chunk-{number}.webm") for number in range(1, count + 1)]
+def live_session(night: Night, count: int, session: str = "s") -> list[Job]:
+    jobs = [night.upload(f"chunk-{number}.webm", session=session) for number in range(1, count + 1)]
     for job in jobs:
         night.store.upload(job.output_key, transcript_for(job).to_json())
-    night.upload("metadata.json", json.dumps({"chunkCount": count}).encode())
+    night.upload("metadata.json", json.dumps({"chunkCount": count}).encode(), session)
     return jobs
 
 
@@ -670,3 +682,250 @@ def test_what_the_worker_completes_itself_is_stitched_in_the_same_run(night: Nig
     summary = night.run()
     assert (summary.transcribed, summary.restitched, summary.all_done) == (2, 1, True)
     assert is_stitched(night, jobs[0])
+
+
+def test_the_next_group_is_at_the_server_while_the_first_is_heard(night: Night) -> None:
+    """One long session fills all that is received together; the recognizer must not wait for the rest of it."""
+    night.group_messages = 10
+    send_session(night, 20)
+    both = threading.Barrier(2)
+    ask = night.server.transcribe_session
+
+    def wait_for_the_other(*arguments: Any, **more: Any) -> Answer:
+        both.wait(timeout=20)
+        return ask(*arguments, **more)
+
+    night.server.transcribe_session = wait_for_the_other  # type: ignore[method-assign]
+    night.restitch = False
+    assert night.run().transcribed == 20
+    assert night.server.calls == []
+
+
+def test_a_worker_that_is_told_to_stop_gives_back_at_once_what_it_has_not_begun(night: Night) -> None:
+    night.stopping = Stopping(60)
+    for session in ("a", "b", "c"):
+        for number in range(1, 6):
+            night.queue.send(night.upload(f"chunk-{number}.webm", session=session), Reason.UNHEALTHY)
+    both = threading.Barrier(2)
+    ask = night.server.transcribe_session
+    visible: list[int] = []
+
+    def go_on_when_the_rest_is_back(*arguments: Any, **more: Any) -> Answer:
+        both.wait(timeout=20)
+        night.stopping.set()
+        until(lambda: night.queue.visible)
+        visible.append(len(night.queue.visible))
+        return ask(*arguments, **more)
+
+    night.server.transcribe_session = go_on_when_the_rest_is_back  # type: ignore[method-assign]
+    assert night.run().stopped
+    assert len(night.queue.deleted) == 10
+    assert len(night.queue.visible) == 5
+    assert not night.queue.held
+
+
+def test_what_is_worked_on_alone_has_time_to_end_too(night: Night) -> None:
+    night.stopping = Stopping(60)
+    night.queue.send(night.upload("chunk-1.webm"), Reason.UNHEALTHY)
+    night.queue.visible = [replace(night.queue.visible[0], receive_count=SUSPECT_RECEIVES - 1)]
+    ask = night.server.transcribe
+
+    def stop_meanwhile(*arguments: Any, **more: Any) -> Answer:
+        night.stopping.set()
+        return ask(*arguments, **more)
+
+    night.server.transcribe = stop_meanwhile  # type: ignore[method-assign]
+    summary = night.run()
+    assert (summary.transcribed, summary.stopped) == (1, True)
+    assert (len(night.queue.deleted), night.queue.visible) == (1, [])
+
+
+def test_what_is_given_back_while_leases_are_renewed_is_not_hidden_again(night: Night) -> None:
+    """Neither the message that is being renewed just then, nor one whose turn would come."""
+    leases = Leases(visibility=120, interval=30)
+    for number in (1, 2):
+        night.queue.send(night.upload(f"chunk-{number}.webm"), Reason.UNHEALTHY)
+    for message in night.queue.receive(most=2, wait=0, visibility=120):
+        leases.hold(night.queue, message)  # type: ignore[arg-type]
+    giving_back = threading.Thread(target=leases.give_back)
+    calls: list[tuple[str, int]] = []
+
+    def extend(message: Message, seconds: int) -> None:
+        if not calls and not giving_back.ident:
+            giving_back.start()
+            until(lambda: not leases._held)
+            giving_back.join(timeout=0.2)  # it has to wait for this call
+        calls.append((message.id, seconds))
+
+    night.queue.extend = extend  # type: ignore[method-assign]
+    leases.renew()
+    giving_back.join(timeout=20)
+    assert calls == [("m1", 120), ("m1", 0), ("m2", 0)]
+
+
+def test_a_letter_is_not_blamed_for_a_server_that_is_stopped_with_its_worker(night: Night) -> None:
+    job = night.upload("chunk-1.webm")
+    night.dead_letters.send(job, Reason.FAILED)
+
+    def stop_both(*_: object, **__: object) -> Answer:
+        night.stopping.set()
+        return Answer(Said.FAILED, message="no answer")
+
+    night.server.transcribe = stop_both  # type: ignore[method-assign]
+    assert night.run().stopped
+    assert read_failure(night.store, job) is None
+    assert len(night.dead_letters.visible) == 1
+
+
+def test_a_letter_whose_worker_is_killed_comes_back_as_soon_as_a_job(night: Night) -> None:
+    night.dead_letters.send(night.upload("chunk-1.webm"), Reason.FAILED)
+    hidden: list[int] = []
+    receive = night.dead_letters.receive
+
+    def look(*, most: int, wait: int, visibility: int) -> list[Message]:
+        hidden.append(visibility)
+        return receive(most=most, wait=wait, visibility=visibility)
+
+    night.dead_letters.receive = look  # type: ignore[method-assign]
+    night.run()
+    assert set(hidden) == {120}
+
+
+def test_letters_that_were_left_are_given_back_when_the_server_goes(night: Night) -> None:
+    night.server.answers = [Answer(Said.NOT_YET, 422, "media-header-missing", "chunk 1 is not there")]
+    for number in (2, 3):
+        night.dead_letters.send(night.upload(f"chunk-{number}.webm"), Reason.FAILED)
+    ask = night.server.transcribe
+
+    def die_afterwards(*arguments: Any, **more: Any) -> Answer:
+        night.server.ready = Health(ready=False, alive=False, reason="no answer")
+        return ask(*arguments, **more)
+
+    night.server.transcribe = die_afterwards  # type: ignore[method-assign]
+    with Leases(visibility=120, interval=30) as leases, pytest.raises(ServerGone):
+        night.letters(night.drain(leases))[1].run()
+    assert len(night.dead_letters.visible) == 2
+
+
+# Several workers at one queue ----------------------------------------------------------------------------------------
+
+
+def colleague(night: Night) -> Night:
+    """Another worker at the same bucket and queues, with a server of its own."""
+    return Night(night.store, night.queue, night.dead_letters, night.failures)
+
+
+def test_what_another_worker_found_and_queued_is_not_queued_again(night: Night) -> None:
+    """It finds the queue not empty any more, works on what is there, and looks at its own finds again."""
+    jobs = [night.upload(f"chunk-{number}.webm") for number in (1, 2, 3)]
+    listing = night.store.list
+
+    def meanwhile(prefix: str, **more: Any) -> Any:
+        found = listing(prefix, **more)
+        if prefix == "" and not night.queue.sent:
+            for job in jobs:
+                night.queue.send(job, Reason.SWEPT)
+        return found
+
+    night.store.list = meanwhile  # type: ignore[method-assign]
+    summary = night.run()
+    assert (summary.transcribed, summary.swept, summary.all_done) == (3, 0, True)
+    assert len(night.queue.sent) == 3
+
+
+def test_what_another_worker_has_done_since_the_sweep_is_not_queued(night: Night) -> None:
+    jobs = [night.upload(f"chunk-{number}.webm") for number in (1, 2, 3)]
+    other = colleague(night)
+    counted, counts = night.queue.backlog, count(1)
+
+    def meanwhile() -> Backlog:
+        if next(counts) == 2:  # before the run's second look, which follows its sweep
+            night.queue.backlog = counted  # type: ignore[method-assign]
+            assert other.run().transcribed == 3
+        return counted()
+
+    night.queue.backlog = meanwhile  # type: ignore[method-assign]
+    summary = night.run()
+    assert (summary.transcribed, summary.swept, summary.all_done) == (0, 0, True)
+    assert len(night.queue.sent) == len(jobs)
+
+
+def test_what_is_found_in_a_queue_that_is_never_empty_is_queued_all_the_same(night: Night) -> None:
+    lost = night.upload("chunk-1.webm")
+    listing, numbers = night.store.list, count(1)
+
+    def meanwhile(prefix: str, **more: Any) -> Any:
+        found = listing(prefix, **more)
+        if prefix == "":
+            key = f"{next(numbers)}.mp3"
+            job = Job(bucket=night.store.bucket, key=key, etag=night.store.upload(key))
+            night.queue.send(job, Reason.FAILED)
+        return found
+
+    night.store.list = meanwhile  # type: ignore[method-assign]
+    night.run()
+    assert standing(night.store, lost) is Standing.TRANSCRIBED
+
+
+def test_sessions_that_another_worker_has_stitched_meanwhile_are_left_alone(night: Night) -> None:
+    for name in "abcdefgh":
+        live_session(night, 2, name)
+    other = colleague(night)
+    ask, first, is_done = night.server.transcribe_session, threading.Lock(), threading.Event()
+
+    def meanwhile(*arguments: Any, **more: Any) -> Answer:
+        if first.acquire(blocking=False):
+            assert other.run().restitched == 8
+            is_done.set()
+        assert is_done.wait(timeout=20)
+        return ask(*arguments, **more)
+
+    night.server.transcribe_session = meanwhile  # type: ignore[method-assign]
+    assert night.run().all_done
+    assert len(night.server.session_calls) <= 2  # those that were under way
+
+
+def test_sessions_are_not_stitched_by_all_workers_in_the_same_order(night: Night) -> None:
+    sessions = [Session("u", str(number)) for number in range(100)]
+    with Leases(visibility=120, interval=30) as leases:
+        batch = night.batch(night.drain(leases))
+        asked: list[Session] = []
+        batch.drain.worker.restitch = lambda session: asked.append(session) is None  # type: ignore[method-assign]
+        assert batch._restitch(sessions) == 100
+        assert batch._restitch(sessions) == 100
+    assert set(asked[:100]) == set(asked[100:]) == set(sessions)
+    assert asked[:100] != asked[100:]
+
+
+def test_a_letter_that_two_workers_try_at_once_succeeds_if_one_of_them_does(night: Night) -> None:
+    """The first has lost its lease. The second fails and records that; the first's transcript stands all the same."""
+    job = night.upload("chunk-1.webm")
+    night.upload("metadata.json", b'{"chunkCount": 1}')
+    night.dead_letters.send(job, Reason.FAILED)
+    other = colleague(night)
+    other.server.answers = [Answer(Said.FAILED, message="connection reset")]
+    recorded: list[object] = []
+
+    def lose_the_lease_and_succeed(*_: object, **__: object) -> Answer:
+        night.dead_letters.visible += night.dead_letters.held.values()
+        other.run()
+        recorded.append(read_failure(night.store, job))
+        night.store.upload(job.output_key, transcript_for(job).to_json())
+        return Answer(Said.DONE, 200)
+
+    night.server.transcribe = lose_the_lease_and_succeed  # type: ignore[method-assign]
+    assert night.run().all_done
+    assert recorded != [None]
+    assert standing(night.store, job) is Standing.TRANSCRIBED
+    assert [event.failed for event in (*other.events, *night.events)] == [1, 0]
+    assert night.dead_letters.visible == []
+
+
+def test_an_unreadable_letter_is_parked_once_however_many_workers_look(night: Night) -> None:
+    night.queue.send_raw("no json")
+    other = colleague(night)
+    assert night.run().parked == 1
+    assert other.run().parked == 1  # it looked, and left it there
+    assert [(message.body, message.attributes.keys()) for message in night.dead_letters.visible] == [
+        ("no json", {"reason"})
+    ]
