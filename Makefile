@@ -7,7 +7,7 @@ PIP := -q --disable-pip-version-check --no-compile --require-hashes
 SHELL_FILES := .ci/run $(sort $(shell find infra requirements -name '*.sh'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install up down worker bench deploy deploy-core deploy-check destroy image-check lint format lock clean
+.PHONY: help demo test install up down worker report dlq backfill bench bench-drain simulate deploy deploy-core deploy-check destroy image-check lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,8 +47,24 @@ deploy-check: $(VENV)/.dev $(VENV)-aws/.installed ## deploy, use and destroy it 
 image-check: ## build the GPU image here with buildah, and ask its container for a transcript (root; 40 GB of disk)
 	@bash infra/image/check.sh
 
+# For the deployment of .env or, after `source .local/env`, for the local stack; docs/operations.md explains them.
+report: $(VENV)/.local ## what the last batch runs did and cost (ARGS=2026-01-31)
+	@$(BIN)/python -m cli report $(ARGS)
+
+dlq: $(VENV)/.local ## dead letters: ARGS="list", "show ID", "redrive …", "fail ID"
+	@$(BIN)/python -m cli dlq $(or $(ARGS),list)
+
+backfill: $(VENV)/.local ## queue all audio that was never transcribed (ARGS="--dry-run")
+	@$(BIN)/python -m cli backfill $(ARGS)
+
 bench: $(VENV)/.dev $(VENV)-aws/.installed ## measure the server on real speech, beside stock WhisperX (ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-drain: $(VENV)/.dev $(VENV)-aws/.installed ## a queue of 20 sessions drained by worker and server, beside the engine alone
+	@$(BIN)/python -m bench.drain $(ARGS)
+
+simulate: $(VENV)/.dev ## a day of uploads through launcher, queue and fleet, up to 10 million (ARGS="--help")
+	@$(BIN)/python -m bench.simulation $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy, shellcheck and shfmt
 	@$(BIN)/shfmt -i 2 -ci -d $(SHELL_FILES)

@@ -4,26 +4,34 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 
-from cli.demo import Demo
+from cli import operate
 from cli.local import LocalStack
 from infra.local.stack import StackError
+from shared.errors import RouterError
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("LOCAL_HOME") or ROOT / ".local")  # another folder: another stack beside it
 EXIT_INTERRUPTED = 130
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+UsageError: Any = typer.BadParameter.__base__  # click's own, which some versions of typer bring along
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(operate.dlq, name="dlq")
+app.command("backfill")(operate.queue_archive)
+app.command("report")(operate.tell)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @app.command()
 def demo() -> None:
     """Real speech through the whole system, both routes; exit 0 only if both transcripts are right."""
+    from cli.demo import Demo  # brings what measures word errors, for which no other command should wait
+
     if not Demo(HOME / "demo", console).run():
         console.print(f"[red]The demo did not come out right.[/] Its logs: {os.path.relpath(HOME / 'demo/log')}")
         raise typer.Exit(1)
@@ -93,6 +101,12 @@ def main() -> None:
         console.print(
             f"The logs are in {os.path.relpath(HOME)}. `make down`, then the same command again, starts afresh."
         )
+        status = 1
+    except UsageError as error:
+        error.show()
+        status = error.exit_code
+    except RouterError as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         status = 1
     if status == EXIT_INTERRUPTED:  # typer makes this of a KeyboardInterrupt
         console.print("\nInterrupted. `make down` stops whatever still runs; the same command starts again.")

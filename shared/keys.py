@@ -167,6 +167,14 @@ def parse_audio_key(key: str) -> AudioKey:
     raise _refused(key, reason)
 
 
+def is_audio(key: str) -> bool:
+    """Whether the object `key` is audio that may enter the pipeline."""
+    try:
+        return isinstance(parse_key(key), ChunkKey | FileKey)
+    except RefusedKey:
+        return False
+
+
 def parse_chunk_key(key: str) -> ChunkKey | None:
     """The chunk that `key` names, None for whatever else it is: for listings, in which nothing has to be explained."""
     try:

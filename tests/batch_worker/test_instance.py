@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import boto3
-import httpx
 import pytest
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from batch_worker.instance import Imds, Instance, Member, membership, this_instance
-from tests.batch_worker.imds import FakeImds
+from batch_worker.instance import Instance, Member, membership, this_instance
+from shared.imds import Imds
+from tests.imds import FakeImds
 
 GROUP = "smart-transcription-gpu"
 SPOT = Instance("i-0123", "g5.xlarge", "spot")
@@ -38,20 +38,6 @@ def test_elsewhere_there_is_no_instance(metadata: FakeImds) -> None:
     with FakeImds() as other:
         assert this_instance(Imds(other.url)) is None
     assert this_instance(Imds(other.url)) is None  # nobody answers
-
-
-def test_a_token_serves_until_it_is_too_old(metadata: FakeImds) -> None:
-    imds = Imds(metadata.url)
-    assert imds.get("instance-id") == imds.get("instance-id") == SPOT.id
-    assert len(metadata.tokens) == 1
-    metadata.tokens.clear()
-    assert imds.get("instance-id") == SPOT.id
-
-
-def test_what_is_not_there_is_none_and_what_fails_raises(metadata: FakeImds) -> None:
-    assert Imds(metadata.url).get("spot/instance-action") is None
-    with pytest.raises(httpx.HTTPError):
-        Imds("http://127.0.0.1:9").get("instance-id")
 
 
 def test_an_instance_of_a_group_is_protected_and_ends_without_a_successor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from batch_worker.instance import Imds
 from batch_worker.notices import MARGIN_SECONDS, NOTICE_SECONDS, Notices, seconds_for_work
 from batch_worker.stopping import Stopping
+from shared.imds import Imds
 from shared.telemetry import INSTANCE_NOTICES
-from tests.batch_worker.imds import FakeImds
 from tests.batch_worker.test_metrics import Observed
+from tests.imds import FakeImds
 
 NOW = datetime(2026, 1, 1, 0, 0, 0, tzinfo=UTC)
 INTERRUPTION = '{"action": "terminate", "time": "2026-01-01T00:02:00Z"}'
