@@ -64,18 +64,6 @@ class Bucket:
         with ThreadPoolExecutor(UPLOADERS) as pool:
             return list(pool.map(lambda file: self._put(*file), files))
 
-    def requests_of_a_job(self, audio: Stored) -> list[tuple[str, str]]:
-        """The requests that our server makes for it, presigned: looks, the audio, its version, the transcript."""
-        output = {"Bucket": BUCKET, "Key": f"traffic/{audio.key}.json"}
-        calls: list[tuple[str, str, dict[str, str]]] = [
-            ("GET", "get_object", {"Bucket": BUCKET, "Key": f"traffic/{audio.key}.error.json"}),
-            ("GET", "get_object", {"Bucket": BUCKET, "Key": f"traffic/{audio.key}.none.json"}),
-            ("GET", "get_object", {"Bucket": BUCKET, "Key": audio.key}),
-            ("HEAD", "head_object", {"Bucket": BUCKET, "Key": audio.key}),
-            ("PUT", "put_object", output),
-        ]
-        return [(method, self._s3.generate_presigned_url(name, Params=of)) for method, name, of in calls]
-
     def _put(self, key: str, path: Path) -> Stored:
         answer = self._s3.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
         return Stored(key, answer["ETag"].strip('"'))
@@ -127,6 +115,7 @@ def plain_server(model: Model, logs: Path) -> "Iterator[PlainServer]":
 class PlainServer:
     def __init__(self, server: Server, client: httpx.Client) -> None:
         self.pid = server.pid
+        self.url = server.url
         self._client = client
 
     def load(self, groups: Sequence[Sequence[Call]], *, in_flight: int) -> Timed:

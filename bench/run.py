@@ -12,7 +12,6 @@ from rich.console import Console
 from bench import ours, speech
 from bench.children import Model, Work, run_child
 from bench.measure import Call, Row, Timed, join, percentile, rss_bytes, wer
-from bench.traffic import traffic
 from shared.keys import Session
 
 WAYS = ("stock", "stock-whole", "plain", "upload", "s3", "live", "session", "whole", "bare", "light")
@@ -62,8 +61,6 @@ class Bench:
                 self._ours(wanted, bucket)
                 if "live" in wanted:
                     self._live(bucket)
-                if {"bare", "s3"} <= wanted:
-                    self._bare_beside(bucket)
         else:
             self._ours(wanted, None)
         if "bare" in wanted:
@@ -136,26 +133,12 @@ class Bench:
 
     def _bare(self) -> None:
         row = Row(f"bare-{FULL_LOAD}", "ours, engine alone in its process", FULL_LOAD)
-        self._measure(row, partial(self._engine_alone, row), self._order)
-
-    def _bare_beside(self, bucket: ours.Bucket | None) -> None:
-        """The engine alone, while somebody else asks the local S3 for what the service asked it for, as often."""
-        row = Row(f"beside-{FULL_LOAD}", "ours, engine alone beside S3's traffic", FULL_LOAD)
-        service = next(one for one in self.rows if one.id == f"s3-{FULL_LOAD}")
 
         def measure() -> Timed:
-            if service.failed:
-                raise RuntimeError("there is no row from S3 to compare with")
-            requests = _there(bucket).requests_of_a_job(_there(bucket).put_files([("traffic/a", self._chunks[0])])[0])
-            per_second = len(requests) * len(self._chunks) / service.wall
-            with traffic(requests, per_second=per_second, logs=self._logs):
-                return self._engine_alone(row)
+            work = Work(row.id, [str(chunk) for chunk in self._chunks], FULL_LOAD)
+            return run_child("bench.bare", self._model, [work], self._logs)[row.id]
 
         self._measure(row, measure, self._order)
-
-    def _engine_alone(self, row: Row) -> Timed:
-        work = Work(row.id, [str(chunk) for chunk in self._chunks], FULL_LOAD)
-        return run_child("bench.bare", self._model, [work], self._logs)[row.id]
 
     def _light(self) -> None:
         row = Row(f"light-{FULL_LOAD}", "ours with faster-whisper, lone chunks", FULL_LOAD)

@@ -1,0 +1,217 @@
+"""`python -m bench.drain`: a queue of sessions drained by the real worker and server, beside the engine alone.
+
+How busy is the recognizer between the first job and the last, and how much of the bare stitched engine's speed is left?
+"""
+
+import itertools
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import boto3
+import typer
+from rich.console import Console
+
+from bench import about, ours, speech
+from bench.__main__ import RESULTS
+from bench.children import Model, Work, environment, run_child
+from bench.measure import peak_bytes
+from gpu_server.engines import models
+from infra.local import processes
+from shared.jobs import Job, Reason
+from shared.keys import Session
+from shared.queues import MAX_BATCH, Queue
+from shared.server import Limits, ServerClient
+from shared.server import Work as Served
+
+AT_ONCE = 4  # sessions that were recorded at the same time, and that the bare engine hears at the same time
+LOOK_SECONDS = 0.2
+LIMITS = Limits(connect=2, total=5)
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+@dataclass(frozen=True)
+class Drained:
+    """`seconds`: from the first job at the server to the end of the last; `busy`: of them, the recognizer's."""
+
+    seconds: float
+    busy: float
+    worker_bytes: int | None
+
+
+@dataclass
+class Watch:
+    """Looks at a server five times a second. Use as a context manager."""
+
+    server: ServerClient
+    _looks: list[tuple[float, Served]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Watch":
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def seconds(self) -> tuple[float, float]:
+        """From the last look at which nothing had come to the first at which all was done; and of them, busy ones."""
+        at_work = [number for number, (_, work) in enumerate(self._looks) if work != self._looks[0][1]]
+        done = next(number for number, (_, work) in enumerate(self._looks) if work == self._looks[-1][1])
+        (began, first), (ended, last) = self._looks[at_work[0] - 1], self._looks[done]
+        return ended - began, last.busy_seconds - first.busy_seconds
+
+    def _look(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            if work := self.server.work(LIMITS):
+                self._looks.append((time.monotonic(), work))
+
+
+def main(
+    sessions: Annotated[int, typer.Option(help="how many")] = 20,
+    chunks: Annotated[int, typer.Option(help="of 5 seconds, in all sessions together")] = 500,
+    model: Annotated[str, typer.Option(help="a model's name, or a folder with one")] = "tiny.en",
+    results: Annotated[Path, typer.Option(help="the folder for drain.md")] = RESULTS,
+) -> None:
+    """Drain a queue with one worker and one server, as on an instance."""
+    with tempfile.TemporaryDirectory(prefix="drain-") as temporary:
+        folder = Path(temporary)
+        with console.status("preparing speech and model"):
+            used = Model(str(models.resolve(model)), "cpu", "int8", "whisperx")
+            recordings = speech.prepare(folder / "speech", minutes=None)
+            recorded = cut_sessions(recordings, sessions, chunks // sessions, folder / "sessions")
+        with console.status("the engine alone"):
+            work = Work("bare", [str(session.chunks[0].parent) for session in recorded], AT_ONCE)
+            alone = run_child("bench.bare", used, [work], folder / "log")["bare"].wall
+        with console.status("the drain"), ours.local_bucket(folder / "aws") as bucket:
+            drained = drain(used, bucket, recorded, folder / "log")
+    notes = about.notes(used, models.display_name(model), recorded)
+    text = report(recorded, alone, drained, notes)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "drain.md").write_text(text)
+    console.print(text, markup=False)
+    console.print(f"in {os.path.relpath(results)}: drain.md")
+    console.print(headline(recorded, alone, drained), style="bold", soft_wrap=True)
+
+
+def cut_sessions(
+    recordings: Sequence[speech.Recording], count: int, length: int, folder: Path
+) -> list[speech.Recording]:
+    """Sessions of `length` chunks each, in folders of their own, from the recordings again and again."""
+    source = itertools.cycle([chunk for recording in recordings for chunk in recording.chunks])
+    found = []
+    for number in range(count):
+        place = folder / f"{number:03}"
+        place.mkdir(parents=True)
+        chunks = []
+        for index, chunk in enumerate(itertools.islice(source, length), 1):
+            chunks.append(place / f"chunk-{index:03}{chunk.suffix}")
+            chunks[-1].symlink_to(chunk)
+        seconds = sum(len(speech.load(chunk)) for chunk in chunks) / speech.MODEL_RATE
+        found.append(speech.Recording(place.name, "", seconds, chunks[0], tuple(chunks)))
+    return found
+
+
+def drain(used: Model, bucket: ours.Bucket, recorded: Sequence[speech.Recording], logs: Path) -> Drained:
+    """Everything is in the queue when the worker starts; the server is warm.
+
+    Raises RuntimeError when the worker leaves something undone.
+    """
+    sqs = boto3.client(
+        "sqs",
+        region_name=ours.REGION,
+        endpoint_url=bucket.environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=bucket.environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=bucket.environment["AWS_SECRET_ACCESS_KEY"],
+    )
+    queue = Queue(sqs, sqs.create_queue(QueueName="jobs")["QueueUrl"])
+    jobs = upload(bucket, recorded)
+    for start in range(0, len(jobs), MAX_BATCH):
+        queue.send_all(jobs[start : start + MAX_BATCH], Reason.UNHEALTHY)
+    with ours.our_server(used, bucket, logs) as server:
+        server.load([[server.upload(chunk)] for chunk in recorded[0].chunks], in_flight=AT_ONCE)  # warm
+        settings = bucket.environment | {
+            "AUDIO_BUCKET": ours.BUCKET,
+            "SQS_QUEUE_URL": queue.url,
+            "FAST_API_SERVER_URL": server.url,
+            "POLL_SECONDS": "1",
+        }
+        with Watch(ServerClient(server.url)) as watch:
+            worker = processes.start(
+                [sys.executable, "-m", "batch_worker", "--until-empty"],
+                environment=environment(settings),
+                log=logs / "worker.log",
+            )
+            peak = None
+            while worker.poll() is None:
+                peak = peak_bytes(worker.pid) or peak
+                time.sleep(LOOK_SECONDS)
+    if worker.returncode:
+        raise RuntimeError(f"the worker left something undone: {processes.tail(logs / 'worker.log', 3)}")
+    return Drained(*watch.seconds(), peak)
+
+
+def upload(bucket: ours.Bucket, recorded: Sequence[speech.Recording]) -> list[Job]:
+    """Put the sessions into the bucket; their jobs, in the order in which the chunks of AT_ONCE recorders come."""
+    jobs: list[Job] = []
+    for start in range(0, len(recorded), AT_ONCE):
+        together = [bucket.put_session(Session("drain", one.id), one) for one in recorded[start : start + AT_ONCE]]
+        for chunks in zip(*together, strict=True):
+            jobs += [Job(bucket=ours.BUCKET, key=chunk.key, etag=chunk.etag) for chunk in chunks]
+    return jobs
+
+
+def report(recorded: Sequence[speech.Recording], alone: float, drained: Drained, notes: Sequence[str]) -> str:
+    audio = sum(one.seconds for one in recorded)
+    share, left = drained.busy / drained.seconds, alone / drained.seconds
+    memory = "-" if drained.worker_bytes is None else f"{drained.worker_bytes / 1e6:.0f} MB"
+    return "\n".join(
+        [
+            "# Drain",
+            "",
+            headline(recorded, alone, drained),
+            "",
+            "| | seconds | x real time | recognizer busy |",
+            "| --- | --- | --- | --- |",
+            f"| engine alone, {AT_ONCE} sessions at once | {alone:.1f} | {audio / alone:.1f} | - |",
+            f"| queue, worker, server and S3 | {drained.seconds:.1f} | {audio / drained.seconds:.1f} | {share:.1%} |",
+            "",
+            "| to reach | wanted | measured | |",
+            "| --- | --- | --- | --- |",
+            f"| recognizer busy, first job to last | >= 95 % | {share:.1%} | {_mark(share >= 0.95)} |",
+            f"| speed of the engine alone that is left | >= 0.9 | {left:.2f} | {_mark(left >= 0.9)} |",
+            "",
+            f"The worker took {memory} at most. Everything runs on this machine: worker, server and the local S3 and SQS"
+            " share its processors.",
+            "",
+            *(f"- {note}" for note in notes),
+            "",
+        ]
+    )
+
+
+def headline(recorded: Sequence[speech.Recording], alone: float, drained: Drained) -> str:
+    audio, chunks = sum(one.seconds for one in recorded), sum(len(one.chunks) for one in recorded)
+    return (
+        f"{chunks} chunks of {len(recorded)} sessions: recognizer busy {drained.busy / drained.seconds:.0%} of the "
+        f"drain, {audio / drained.seconds:.0f}x real time, {alone / drained.seconds:.2f} of the engine alone"
+    )
+
+
+def _mark(reached: bool) -> str:
+    return "✓" if reached else "✗"
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
