@@ -190,8 +190,8 @@ def report(recorded: Sequence[speech.Recording], alone: float, drained: Drained,
             f"| recognizer busy, first job to last | >= 95 % | {share:.1%} | {_mark(share >= 0.95)} |",
             f"| speed of the engine alone that is left | >= 0.9 | {left:.2f} | {_mark(left >= 0.9)} |",
             "",
-            f"The worker took {memory} at most. Everything runs on this machine: worker, server and the local S3 and SQS"
-            " share its processors.",
+            f"The worker took {memory} at most. Worker, server and the local S3 and SQS"
+            " share the processors of one machine.",
             "",
             *(f"- {note}" for note in notes),
             "",

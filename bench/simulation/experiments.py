@@ -42,14 +42,6 @@ def night(base: Scenario) -> Iterator[Run]:
         yield f"{chunks:,}, 8 h", simulate(loaded(base, chunks, days=2, target=8 * HOUR))
 
 
-def leaving(base: Scenario) -> Iterator[Run]:
-    """When an instance ends: as built, after IDLE_TIMEOUT_MINUTES without work; proposed: also when it is surplus."""
-    for mode in (Mode.SCHEDULED, Mode.ON_DEMAND):
-        for proposed in (False, True):
-            label = f"{mode}, {'proposed' if proposed else 'as built'}"
-            yield label, simulate(loaded(base, 1_000_000, days=2, mode=mode, surplus_leaves=proposed))
-
-
 def groups(base: Scenario) -> Iterator[Run]:
     """GROUP_MESSAGES, for a million chunks of about 60 recordings at a time, at the busiest 130."""
     for group in (100, 300, 1000, 3000):
@@ -106,7 +98,6 @@ EXPERIMENTS: dict[str, Callable[[Scenario], Iterator[Run]]] = {
     "modes": modes,
     "scale": scale,
     "night": night,
-    "leaving": leaving,
     "groups": groups,
     "patience": patience,
     "targets": targets,

@@ -38,9 +38,9 @@ class Fleet:
         """Whether AWS lets an instance go and lowers the desired capacity with it."""
         return self.desired > self._world.scenario.floor
 
-    def rank(self, member: Instance) -> int:
-        """1 for the oldest one."""
-        return 1 + list(self.members).index(member)
+    def working(self) -> frozenset[str]:
+        """Ids of those that have a healthy server, and are not about to end."""
+        return frozenset(member.id for member in self.members if member.healthy)
 
     def ended(self, member: Instance, why: Why, *, shrink: bool) -> None:
         del self.members[member]

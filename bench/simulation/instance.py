@@ -1,4 +1,4 @@
-"""One GPU instance: boots, serves the router, drains the queue, and ends itself when it has nothing to do.
+"""One GPU instance: boots, serves the router, drains the queue, and ends itself when nobody needs it.
 
 Its server hears windows of all requests in common batches, so what comes directly shares the machine with the batch:
 each gets at least a half.
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 from simpy import Interrupt
 
+from batch_worker.stay import NEXT_BATCH_SECONDS
+from batch_worker.surplus import Surplus
 from bench.simulation.ledger import Outcome, Violation
 from bench.simulation.sqs import Message
 from bench.simulation.world import PIECE, Steps, World
@@ -29,8 +31,8 @@ VISIBILITY_TIMEOUT = 120.0
 HEARTBEAT_INTERVAL = 30.0
 SUSPECT_RECEIVES = 3  # batch_worker/grouping.py
 POLL_SECONDS = 20.0
+LULL_SECONDS = 60.0  # after its batch an instance looks so often whether it is needed: every poll would change little
 SWEEPS = 3  # batch_worker/batch.py
-FULL = 0.7  # of the time: busier than that an instance has nothing to spare
 SHORT = 0.01  # seconds that nobody would notice
 
 
@@ -38,6 +40,7 @@ class Why(StrEnum):
     """Why an instance ended."""
 
     IDLE = "idle"
+    SURPLUS = "surplus"
     UNHEALTHY = "never healthy"
     INTERRUPTED = "interrupted"
     OVERTIME = "up for too long"
@@ -59,6 +62,7 @@ class End:
 
 
 IDLE = End(Why.IDLE, shrinks=True)
+SURPLUS = End(Why.SURPLUS, shrinks=True)
 UNHEALTHY = End(Why.UNHEALTHY, shrinks=False)
 INTERRUPTED = End(Why.INTERRUPTED, shrinks=False, notice=NOTICE_SECONDS, grace=NOTICE_SECONDS - NOTICE_MARGIN)
 UNNOTICED = End(Why.INTERRUPTED, shrinks=False, hands_back=False)
@@ -67,22 +71,25 @@ GAVE_UP = End(Why.GAVE_UP, shrinks=True)
 
 
 class Instance:
-    """`healthy`: the router may ask it, and scale-in may not end it."""
+    """`id`: not in the order of the starts. `healthy`: the router may ask it, and scale-in may not end it."""
 
     def __init__(self, world: World, fleet: "Fleet", seed: str) -> None:
         self._world = world
         self._fleet = fleet
+        self.id = f"i-{random.Random(f'id of {seed}').getrandbits(68):017x}"  # noqa: S311
         self._rng = random.Random(seed)  # noqa: S311
         self._held: list[Message] = []
         self._unit: list[Message] = []  # of what is held: what is being heard
         self._done_at = math.inf  # when what is being heard will be
         self._direct_free = 0.0  # when all that came directly will be done
         self._direct_seconds = 0.0
+        self._answered = 0.0  # when all that came directly will be answered
         self._idle_since = 0.0
         self._busy = 0.0
-        self._looked = (0.0, 0.0)  # when it last asked whether it is needed, and how busy it had been by then
+        self._surplus = Surplus(self, world.scenario.idle)
         self._sweeps = 0
         self._swept = False  # there is nothing more to find
+        self._swept_at = 0.0
         self.started = world.now
         self.healthy = False
         self.gone = False
@@ -106,19 +113,21 @@ class Instance:
             return 0, 0.0
         self._direct_free = begin + taken * each
         self._direct_seconds += taken * audio / count / speeds.lone
-        return taken, max(each, self._direct_free - now) + max(0.0, audio / count / speeds.single - each)
+        seconds = max(each, self._direct_free - now) + max(0.0, audio / count / speeds.single - each)
+        self._answered = max(self._answered, now + seconds)
+        return taken, seconds
 
     def heard(self, audio: float) -> None:
         """What it took is done."""
         self._count(audio / self._world.scenario.speeds.lone)
 
+    def working(self) -> frozenset[str]:
+        """The fleet's instances that are at work and mean to stay, by id."""
+        return self._fleet.working()
+
     def _life(self) -> Steps[None]:
-        end = IDLE
         try:
-            if (yield from self._boot()):
-                yield from self._work_until_idle()
-            else:
-                end = UNHEALTHY
+            end = (yield from self._work_until_useless()) if (yield from self._boot()) else UNHEALTHY
         except Interrupt as interrupt:
             end = cast(End, interrupt.cause)
             yield from self._wind_up(end)
@@ -143,39 +152,35 @@ class Instance:
         yield env.timeout(cloud.boot * self._rng.lognormvariate(0, cloud.boot_spread))
         self.healthy = True
         self._idle_since = self._direct_free = self._world.now
-        self._looked = (self._world.now, 0.0)
         return True
 
-    def _work_until_idle(self) -> Steps[None]:
+    def _work_until_useless(self) -> Steps[End]:
         env, queue, idle = self._world.env, self._world.queue, self._world.scenario.idle
         while True:
             if messages := queue.receive(self._world.scenario.group):
                 yield from self._work(messages)
-            elif not self._swept and queue.in_flight == 0:
+                continue
+            if self._swept and self._world.now - self._swept_at >= NEXT_BATCH_SECONDS:
+                self._swept, self._sweeps = False, 0
+            if not self._swept and queue.in_flight == 0:
                 yield from self._finish_batch()
             elif self._swept and self._world.second > 0:
                 yield from self._hear_again()
             else:
                 self._idle_since = max(self._idle_since, self._direct_free)
-                idled = self._world.now - self._idle_since >= idle
-                if (idled or self._is_surplus()) and self._fleet.may_shrink():
-                    return
                 rest = self._idle_since + idle - self._world.now
+                is_surplus = self._is_surplus()
+                if (rest <= 0 or is_surplus) and self._fleet.may_shrink():
+                    return IDLE if rest <= 0 else SURPLUS
+                lull = LULL_SECONDS if self._swept else POLL_SECONDS
                 arrival = queue.arrival()
                 try:
-                    yield arrival | env.timeout(POLL_SECONDS if not self._swept else rest if rest > 0 else idle)
+                    yield arrival | env.timeout(min(lull, rest) if rest > 0 else lull)
                 finally:
                     queue.forget(arrival)
 
     def _is_surplus(self) -> bool:
-        """Whether the group's older instances could do what all did in the last idle time; all are as busy as this."""
-        scenario, (since, busy) = self._world.scenario, self._looked
-        elapsed = self._world.now - since
-        if not scenario.surplus_leaves or elapsed < scenario.idle:
-            return False
-        self._looked = (self._world.now, self._busy)
-        needed = len(self._fleet.members) * (self._busy - busy) / elapsed / FULL
-        return self._fleet.rank(self) > max(1, math.ceil(needed))
+        return self._surplus.is_due(self._world.now, self._busy) and self._answered <= self._world.now
 
     def _count(self, seconds: float) -> None:
         self._busy += seconds
@@ -223,6 +228,7 @@ class Instance:
             yield from self._work([letter])
         self._sweeps += 1
         self._swept = not self._world.sweep() or self._sweeps == SWEEPS
+        self._swept_at = self._world.now
 
     def _hear_again(self) -> Steps[None]:
         """Complete sessions, whole; what is not finished is for the next one."""

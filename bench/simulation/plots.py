@@ -111,20 +111,6 @@ def _scale(figure: "Figure", found: Runs) -> None:
     instances.legend(frameon=False, title="TARGET")
 
 
-def _leaving(figure: "Figure", found: Runs) -> None:
-    """Instances over two days, as built and as proposed."""
-    axes = figure.subplots(1, 2)
-    for number, (label, result) in enumerate(found["leaving"]):
-        axis = axes[number // 2]
-        hours = [sample.at / HOUR for sample in result.series]
-        name = f"{label.partition(', ')[2]}: {result.dollars / result.scenario.days:,.0f} $ a day"
-        axis.step(hours, [sample.alive for sample in result.series], color=(GREY, RED)[number % 2], label=name)
-        axis.set_title(f"instances, {result.scenario.mode}", fontsize=11)
-        axis.set_xlabel("hours since midnight")
-        axis.legend(frameon=False, loc="upper left")
-        axis.set_ylim(0, 1.3 * max(sample.alive for sample in result.series))
-
-
 def _targets(figure: "Figure", found: Runs) -> None:
     """TARGET_MINUTES: instances, cost, and when the queue is empty."""
     results = [result for _, result in found["targets"]]
@@ -204,7 +190,6 @@ PLOTS: dict[str, tuple[set[str], Callable[["Figure", Runs], None]]] = {
     "day": ({"modes"}, _day),
     "latency": ({"modes"}, _latency),
     "scale": ({"scale", "night"}, _scale),
-    "leaving": ({"leaving"}, _leaving),
     "targets": ({"targets"}, _targets),
     "troubles": ({"spot", "boots"}, _troubles),
     "gate": ({"gate"}, _gate),

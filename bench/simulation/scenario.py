@@ -69,8 +69,7 @@ class Scenario:
     `chunks`: a day; `days`: so often. `bad`: the share that no server can read. `grain`: chunks that share one event of
     the simulation at most; 1 simulates each. `replay`: a CSV of uploads instead of a synthetic day. `windows`: seconds
     after midnight. `concurrency`: of the router's function. `group`: messages that a worker holds. `reachable`: the
-    router reaches the instances. `second_hearing`: SESSION_FINISH=restitch. `surplus_leaves`: a proposal, not built: an
-    instance ends too when those that started before it are enough for what all of them did of late.
+    router reaches the instances. `second_hearing`: SESSION_FINISH=restitch.
     """
 
     chunks: int = 10_000
@@ -99,7 +98,6 @@ class Scenario:
     concurrency: int = 8
     reachable: bool = True
     second_hearing: bool = True
-    surplus_leaves: bool = False
 
     instance_type: str = "g4dn.xlarge"
     market: str = "spot"
