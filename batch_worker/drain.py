@@ -211,6 +211,7 @@ class Drain:
             self._work(unit.messages[0])
             return
         settled = self._stitch(unit)
+        done: list[Message] = []
         arrived: list[Message] = []
         for message, job in zip(unit.messages, unit.jobs, strict=True):
             if job.job_id not in settled:
@@ -218,10 +219,12 @@ class Drain:
                 continue
             result, settled[job.job_id] = settled[job.job_id], Result.SKIPPED  # of duplicates only one did the work
             self.tally.count([result])
-            self._settle(message, [result])
-            self.leases.release(message)
+            done.append(message)
             if result is Result.TRANSCRIBED:
                 arrived.append(message)
+        self._delete(done)
+        for message in done:
+            self.leases.release(message)
         self.arrived(arrived)
 
     def _stitch(self, unit: Unit) -> dict[str, Result]:
@@ -261,11 +264,14 @@ class Drain:
             backoff = 0 if self.stopping.is_set() else min(2**message.receive_count, MAX_BACKOFF_SECONDS)
             self.leases.give_back([message], after=backoff)
             return
+        self._delete([message])
+
+    def _delete(self, messages: Sequence[Message]) -> None:
         try:
-            self.queue.delete(message)
+            self.queue.delete_all(messages)
         except TransientError as error:
-            # It comes again and is found done. SQS also refuses handles of messages that were received once more.
-            logger.warning("message not deleted", extra={"message_id": message.id, "reason": str(error)})
+            # They come again and are found done. SQS also refuses handles of messages that were received once more.
+            logger.warning("messages not deleted", extra={"count": len(messages), "reason": str(error)})
 
     def _park(self, message: Message, error: BadMessage) -> None:
         """A message nobody can read goes to the dead-letter queue at once, with the reason, instead of cycling."""

@@ -103,8 +103,8 @@ class Worker:
             TransientError: S3 would not answer.
         """
         jobs = list({job.job_id: job for job in jobs}.values())
-        found = self.standings(jobs)
-        unfinished = [job for job in jobs if found[job.job_id].is_open]
+        found = self.standings(self._with_outputs(jobs))
+        unfinished = [job for job in jobs if job.job_id not in found or found[job.job_id].is_open]
         results = {job.job_id: Result.SKIPPED for job in jobs if job not in unfinished}
         if len(unfinished) > 1:
             began = time.monotonic()
@@ -119,6 +119,13 @@ class Worker:
             "stitched", extra={"key": jobs[0].key, "chunks": len(unfinished), "results": Counter(results.values())}
         )
         return results
+
+    def _with_outputs(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those chunks of one session at whose output keys something lies, of whatever version."""
+        session = session_of(jobs[0].audio)
+        assert session
+        outputs = {info.key for info in self.store.list(session.transcript_prefix)}
+        return [job for job in jobs if job.output_key in outputs or job.audio.error_key in outputs]
 
     def standings(self, jobs: Sequence[Job]) -> dict[str, Standing]:
         """How jobs stand now, by id."""

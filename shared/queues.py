@@ -105,6 +105,16 @@ class Queue:
     def delete(self, message: Message) -> None:
         self._call("delete_message", ReceiptHandle=message.receipt)
 
+    def delete_all(self, messages: Sequence[Message]) -> None:
+        """Any number of them. When it raises, some are deleted."""
+        refused: list[dict[str, Any]] = []
+        for start in range(0, len(messages), MAX_BATCH):
+            some = enumerate(messages[start : start + MAX_BATCH])
+            entries = [{"Id": str(number), "ReceiptHandle": message.receipt} for number, message in some]
+            refused += self._call("delete_message_batch", Entries=entries).get("Failed", [])
+        if refused:
+            raise QueueUnavailable(f"SQS did not delete {len(refused)} messages: {refused[0].get('Code')}")
+
     def backlog(self) -> Backlog:
         names = (
             "ApproximateNumberOfMessages",

@@ -149,6 +149,10 @@ class MemoryQueue:
         self.held.pop(message.receipt, None)
         self.deleted.append(message.id)
 
+    def delete_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.delete(message)
+
     def backlog(self) -> Backlog:
         return Backlog(len(self.visible), len(self.held), 0)
 
@@ -182,7 +186,7 @@ class ScriptedServer:
 
     def work(self, limits: Limits) -> Work | None:
         own = len(self.calls) + len(self.session_calls)
-        return Work(self.of_others.ended + own, self.of_others.in_flight)
+        return replace(self.of_others, ended=self.of_others.ended + own)
 
     def health(self, limits: Limits) -> Health:
         return self.ready

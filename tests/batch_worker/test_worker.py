@@ -426,6 +426,22 @@ def test_the_chunks_of_a_session_that_wait_together_are_heard_together(night: Ni
     assert (len(night.events), summary.restitched) == (1, 0)
 
 
+def test_a_look_at_a_group_that_nobody_has_begun_is_one_request(night: Night) -> None:
+    night.restitch = False
+    jobs = send_session(night, 25, manifest=False)
+    asked: list[tuple[str, str]] = []
+    heard = night.server.transcribe_session
+
+    def hear(*arguments: Any, **options: Any) -> Answer:
+        asked.extend(night.store.trace)
+        return heard(*arguments, **options)
+
+    night.server.transcribe_session = hear  # type: ignore[method-assign]
+    assert night.run().transcribed == 25
+    session = jobs[0].audio.session  # type: ignore[union-attr]
+    assert asked == [("list", session.transcript_prefix)]
+
+
 def test_every_message_of_a_group_is_leased_before_the_next_is_asked_for(night: Night) -> None:
     send_session(night, 25)
     held: list[int] = []

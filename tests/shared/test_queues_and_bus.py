@@ -89,6 +89,23 @@ def test_a_message_says_when_it_was_sent_and_what_its_sender_put_beside_it(queue
     assert abs((message.sent_at - before).total_seconds()) < 60
 
 
+def test_any_number_of_messages_can_be_deleted(queue: Queue) -> None:
+    queue.send_all([JOB] * 10, Reason.FORCED)
+    queue.send_all([JOB] * 3, Reason.FORCED)
+    messages = receive(queue) + receive(queue)
+    queue.delete_all([])
+    queue.delete_all(messages)
+    assert (len(messages), queue.backlog()) == (13, Backlog(0, 0, 0))
+
+
+def test_a_message_that_is_not_deleted_is_told_of_and_the_others_are_gone(queue: Queue) -> None:
+    queue.send_all([JOB] * 2, Reason.FORCED)
+    messages = receive(queue)
+    with pytest.raises(QueueUnavailable, match="did not delete 1 messages"):
+        queue.delete_all([Message("x", "no such receipt", "", 1), *messages])
+    assert queue.backlog() == Backlog(0, 0, 0)
+
+
 class Refusing:
     """SQS that takes a batch and refuses some of it, each time others."""
 
