@@ -13,7 +13,7 @@ from aws_lambda_powertools import Logger
 from batch_worker.arrivals import Arrivals
 from batch_worker.batch import Batch, Summary
 from batch_worker.drain import HEALTH_LIMITS, Drain, Tally
-from batch_worker.instance import Imds, Instance, membership, this_instance
+from batch_worker.instance import Instance, membership, this_instance
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
 from batch_worker.notices import Notices
@@ -25,6 +25,7 @@ from batch_worker.work import Worker
 from shared.bus import publisher
 from shared.combine import Combiner
 from shared.errors import SettingsError, TransientError
+from shared.imds import Imds
 from shared.queues import RECEIVE_CONFIG, Queue
 from shared.server import ServerClient
 from shared.settings import load

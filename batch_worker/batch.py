@@ -52,7 +52,7 @@ class Summary:
 class Batch:
     """`new_combiner` makes one that remembers nothing, for the sweep. `restitch`: better sessions that are complete.
 
-    `over`: there is nothing more to look for.
+    `over`: there is nothing more to look for, until it begins again.
     """
 
     drain: Drain
@@ -73,6 +73,10 @@ class Batch:
             self.drain.run(until_empty=True)
             self.look_further()
         return self.summary()
+
+    def begin_again(self) -> None:
+        """Whatever was left or lost meanwhile is looked for anew; the summary goes on."""
+        self.over, self._sweeps = False, 0
 
     def look_further(self) -> None:
         """Find more to do, now that the queue is empty. Other workers may do the same at the same time."""

@@ -7,40 +7,9 @@ import httpx
 from aws_lambda_powertools import Logger
 from botocore.exceptions import BotoCoreError, ClientError
 
-IMDS = "http://169.254.169.254"
-IMDS_SECONDS = 2.0
-TOKEN_SECONDS = 21_600  # the most there is
+from shared.imds import Imds
 
 logger = Logger(service="batch-worker", child=True)
-
-
-class Imds:
-    """EC2's instance metadata service, version 2. Safe to share between threads.
-
-    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
-    """
-
-    def __init__(self, endpoint: str = IMDS) -> None:
-        self._client = httpx.Client(base_url=f"{endpoint}/latest", timeout=IMDS_SECONDS, trust_env=False)
-        self._token = ""
-
-    def get(self, name: str) -> str | None:
-        """The metadata's item `name`; None if there is none.
-
-        Raises:
-            httpx.HTTPError: the service does not answer, as everywhere but on an instance.
-        """
-        response = self._get(name)
-        if response.status_code == httpx.codes.UNAUTHORIZED:  # no token yet, or it is too old
-            lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
-            self._token = self._client.put("/api/token", headers=lifetime).raise_for_status().text
-            response = self._get(name)
-        if response.status_code == httpx.codes.NOT_FOUND:
-            return None
-        return response.raise_for_status().text.strip()
-
-    def _get(self, name: str) -> httpx.Response:
-        return self._client.get(f"/meta-data/{name}", headers={"X-aws-ec2-metadata-token": self._token})
 
 
 @dataclass(frozen=True)
@@ -78,6 +47,27 @@ class Member:
             )
         except (ClientError, BotoCoreError) as error:
             logger.warning("scale-in protection not set", extra={"protected": protected, "reason": str(error)})
+
+    def working(self) -> frozenset[str]:
+        """The ids of the group's instances that have a worker at work which means to stay; none if nobody says.
+
+        Those that are protected: a worker is so from its server's start until it has had nothing to do for long.
+        """
+        # All of the account's, since a filter would need their ids.
+        # https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingInstances.html
+        try:
+            pages = self.client.get_paginator("describe_auto_scaling_instances").paginate()
+            found = [one for page in pages for one in page["AutoScalingInstances"]]
+        except (ClientError, BotoCoreError) as error:
+            logger.warning("the group's instances are not known", extra={"reason": str(error)})
+            return frozenset()
+        return frozenset(
+            one["InstanceId"]
+            for one in found
+            if one["AutoScalingGroupName"] == self.group
+            and one["LifecycleState"] == "InService"
+            and one["ProtectedFromScaleIn"]
+        )
 
     def end(self) -> bool:
         """End this instance, and nobody takes its place. False if it stays, as the group's smallest size may want."""

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 import httpx
 from aws_lambda_powertools import Logger
 
-from batch_worker.instance import Imds
 from batch_worker.stopping import Stopping
+from shared.imds import Imds
 from shared.telemetry import INSTANCE_NOTICES, Observe
 
 INTERVAL_SECONDS = 5.0

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from batch_worker.instance import IMDS
+from shared.imds import IMDS
 from shared.settings import AwsSettings
 from shared.telemetry import DEFAULT_DEPLOYMENT
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import httpx
 
-IMDS = "http://169.254.169.254"
-IMDS_SECONDS = 2.0
+from shared.imds import IMDS, Imds
+
 UNKNOWN = "unknown"
 
 
@@ -17,17 +17,11 @@ class Machine:
     market: str = UNKNOWN
 
 
-def this_machine(imds: str = IMDS) -> Machine:
+def this_machine(endpoint: str = IMDS) -> Machine:
     """Unknown where there is no such service, as on a laptop."""
+    imds = Imds(endpoint)
     try:
-        with httpx.Client(base_url=imds, timeout=IMDS_SECONDS, trust_env=False) as client:
-            # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html (version 2)
-            token = client.put("/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-            client.headers["X-aws-ec2-metadata-token"] = token.raise_for_status().text
-            type, market = (
-                client.get(f"/latest/meta-data/{name}").raise_for_status().text.strip()
-                for name in ("instance-type", "instance-life-cycle")
-            )
+        type, market = (imds.get(name) for name in ("instance-type", "instance-life-cycle"))
     except httpx.HTTPError:
         return Machine()
     return Machine(type or UNKNOWN, market or UNKNOWN)

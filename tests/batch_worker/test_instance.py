@@ -65,11 +65,33 @@ def test_an_instance_of_a_group_is_protected_and_ends_without_a_successor(monkey
             first: True,
             second: False,
         }
+        assert member.working() == {first}
         member.protect(False)
+        assert member.working() == frozenset()
         assert member.end()
         assert group()["DesiredCapacity"] == 1
         assert [one["InstanceId"] for one in group()["Instances"]] == [second]
         assert membership(client, Instance("i-00000000000000000", "", "")) is None
+
+
+def _described(id: str, *, group: str = GROUP, state: str = "InService", protected: bool = True) -> dict[str, Any]:
+    return {
+        "InstanceId": id,
+        "AutoScalingGroupName": group,
+        "AvailabilityZone": "us-east-2a",
+        "LifecycleState": state,
+        "HealthStatus": "HEALTHY",
+        "ProtectedFromScaleIn": protected,
+    }
+
+
+def test_those_of_the_group_that_are_at_work_are_found_on_all_pages(client: Any) -> None:
+    first = [_described("i-1"), _described("i-2", protected=False), _described("i-3", group="another's")]
+    second = [_described("i-4", state="Terminating"), _described("i-5")]
+    with Stubber(client) as stub:
+        stub.add_response("describe_auto_scaling_instances", {"AutoScalingInstances": first, "NextToken": "more"}, {})
+        stub.add_response("describe_auto_scaling_instances", {"AutoScalingInstances": second}, {"NextToken": "more"})
+        assert Member(client, "i-1", GROUP).working() == {"i-1", "i-5"}
 
 
 def test_an_instance_that_the_group_must_have_stays(client: Any) -> None:
@@ -85,4 +107,6 @@ def test_when_the_group_does_not_answer_the_work_goes_on(client: Any) -> None:
         Member(client, SPOT.id, GROUP).protect(True)
         stub.add_client_error("describe_auto_scaling_instances", "AccessDenied")
         assert membership(client, SPOT) is None
+        stub.add_client_error("describe_auto_scaling_instances", "Throttling")
+        assert Member(client, SPOT.id, GROUP).working() == frozenset()
         stub.assert_no_pending_responses()

@@ -1,10 +1,11 @@
 """A worker on an instance: when it protects the instance, when it ends it, and that no job is lost at any moment."""
 
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from batch_worker.batch import Summary
 from batch_worker.drain import ServerGone
 from batch_worker.instance import Member
 from batch_worker.lease import Leases
-from batch_worker.stay import Stay
+from batch_worker.stay import NEXT_BATCH_SECONDS, Stay
 from shared.jobs import Job, Reason
 from shared.outcomes import Standing, standing
 from shared.queues import Backlog, Message
@@ -33,11 +34,11 @@ class World:
 
     now: float = 0.0
     steps: int = 0
-    happens: defaultdict[int, list[Callable[[], None]]] = field(default_factory=lambda: defaultdict(list))
+    happens: defaultdict[int, list[Callable[[], object]]] = field(default_factory=lambda: defaultdict(list))
     ended: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def happens_at(self, step: int, event: Callable[[], None]) -> None:
+    def happens_at(self, step: int, event: Callable[[], object]) -> None:
         self.happens[step].append(event)
 
     def step(self) -> None:
@@ -82,21 +83,33 @@ class WatchedQueue(MemoryQueue):
 
 
 class WatchedServer(ScriptedServer):
+    """`share`: of the time until `rush`, that requests of others keep it busy for; each is over at once."""
+
     world: World
+    share: float = 0.0
+    rush: float = math.inf
 
     def work(self, limits: Limits) -> Work | None:
         self.world.step()
+        if self.share:
+            until = min(self.world.now, self.rush)
+            self.of_others = replace(self.of_others, ended=int(until), busy_seconds=self.share * until)
         return super().work(limits)
 
 
 @dataclass(frozen=True)
 class WatchedMember(Member):
-    """A place in a group that refuses to let it go `wanted` times. `log`: what it was told."""
+    """A place in a group that refuses to let it go `wanted` times. `log`: what it was told. `others`: at work too."""
 
     world: World
     queue: WatchedQueue
     log: list[object]
     wanted: list[object]
+    others: set[str]
+
+    def working(self) -> frozenset[str]:
+        self.world.step()
+        return frozenset(self.others | ({self.id} if self.log and self.log[-1] is True else set()))
 
     def protect(self, protected: bool) -> None:
         self.world.step()
@@ -125,12 +138,15 @@ class Instance(Night):
         self.server = WatchedServer(self.store)
         self.queue.world = self.server.world = self.world
         self.wanted: list[object] = []
-        self.member: WatchedMember | None = WatchedMember(None, "i-1", "g", self.world, self.queue, [], self.wanted)
+        self.others: set[str] = set()
+        self.member: WatchedMember | None = WatchedMember(
+            None, "i-5", "g", self.world, self.queue, [], self.wanted, self.others
+        )
 
-    def stay(self) -> Summary:
+    def stay(self, idle: float = IDLE) -> Summary:
         with Leases(visibility=120, interval=30) as leases:
             batch = self.batch(self.drain(leases))
-            return Stay(batch, self.member, IDLE, clock=lambda: self.world.now).run()
+            return Stay(batch, self.member, idle, clock=lambda: self.world.now).run()
 
     @property
     def log(self) -> list[object]:
@@ -254,6 +270,138 @@ def test_a_worker_whose_colleague_ends_its_last_job_looks_further(instance: Inst
     assert standing(instance.store, lost) is Standing.TRANSCRIBED
 
 
+# A stay of many hours -----------------------------------------------------------------------------------------------
+
+
+def _sweeps(instance: Instance) -> int:
+    return instance.store.trace.count(("list", ""))
+
+
+def _loses_an_event(instance: Instance) -> list[Job]:
+    """Of an upload when the batch is long over; the job, once that has happened."""
+    lost: list[Job] = []
+
+    def upload() -> None:
+        assert _sweeps(instance) == 1
+        lost.append(instance.upload("chunk-1.webm"))
+
+    instance.world.happens_at(100, upload)
+    return lost
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_an_instance_that_stays_finds_what_was_lost_within_an_hour(instance: Instance, works: bool) -> None:
+    """Because it has work all the time, or because the group must have it."""
+    lost = _loses_an_event(instance)
+    if works:
+        instance.server.share, instance.server.rush = 0.1, 2 * NEXT_BATCH_SECONDS
+    else:
+        instance.wanted += [None] * int(2 * NEXT_BATCH_SECONDS / IDLE)
+    assert instance.stay().swept == 1
+    assert standing(instance.store, lost[0]) is Standing.TRANSCRIBED
+
+
+def test_a_batch_that_begins_again_does_all_that_the_first_one_does(instance: Instance) -> None:
+    """And the summary is of all of them."""
+    lost = _loses_an_event(instance)
+    instance.server.share, instance.server.rush = 0.1, 2 * NEXT_BATCH_SECONDS
+    dead = instance.upload("chunk-2.webm")
+    instance.queue.send(dead, Reason.FAILED)
+    instance.world.happens_at(110, partial(instance.dead_letters.send, dead, Reason.FAILED))
+    instance.world.happens_at(120, partial(instance.upload, "metadata.json", b'{"chunkCount": 2}'))
+    summary = instance.stay()
+    assert (summary.transcribed, summary.skipped, summary.swept, summary.restitched) == (2, 1, 1, 1)
+    assert standing(instance.store, lost[0]) is Standing.TRANSCRIBED
+    assert not instance.dead_letters.visible
+
+
+def test_a_batch_that_finds_nothing_keeps_no_instance(instance: Instance) -> None:
+    """An idle time that is longer than the time from batch to batch ends all the same."""
+    idle = 2.5 * NEXT_BATCH_SECONDS
+    instance.stay(idle)
+    assert idle <= instance.world.now < idle + 5 * POLL
+    assert _sweeps(instance) == 3
+
+
+# A group with more instances than it needs -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy(instance: Instance) -> Instance:
+    """Never idle: for three hours a request comes now and then, to this instance as to the others."""
+    instance.server.share, instance.server.rush = 0.1, 3 * 3600.0
+    return instance
+
+
+def test_a_surplus_instance_leaves_though_it_has_work(busy: Instance) -> None:
+    busy.others.add("i-1")
+    busy.stay()
+    assert busy.log == [True, False, "end"]
+    assert IDLE <= busy.world.now < IDLE + 5 * POLL
+
+
+@pytest.mark.parametrize(
+    ("others", "share"), [({"i-7"}, 0.1), ({"i-1"}, 0.4), (set(), 0.1), ({"i-1", "i-2", "i-3"}, 0.6)]
+)
+def test_an_instance_that_is_needed_stays_until_it_is_idle(busy: Instance, others: set[str], share: float) -> None:
+    busy.server.share = share
+    busy.others |= others
+    busy.stay()
+    assert busy.log == [True, False, "end"]
+    assert busy.world.now >= busy.server.rush + IDLE - POLL
+
+
+def test_no_instance_leaves_while_it_has_something_in_hand(busy: Instance) -> None:
+    busy.others.add("i-1")
+    busy.server.of_others = Work(ended=0, in_flight=1)
+    freed: list[float] = []
+
+    def end() -> None:
+        freed.append(busy.world.now)
+        busy.server.of_others = replace(busy.server.of_others, in_flight=0)
+
+    busy.world.happens_at(500, end)
+    busy.stay()
+    assert IDLE < freed[0] <= busy.world.now < freed[0] + IDLE + 5 * POLL
+
+
+@pytest.mark.parametrize("comes", ["a job", "a request", "a colleague's leave"])
+def test_what_comes_before_the_last_look_keeps_a_surplus_instance_until_the_next(busy: Instance, comes: str) -> None:
+    assert busy.member
+    busy.others.add("i-1")
+    protect, came = busy.member.protect, []
+
+    def happen_before_the_last_look(protected: bool) -> None:
+        protect(protected)
+        if protected and came:
+            busy.others.add("i-1")
+            busy.server.of_others = replace(busy.server.of_others, in_flight=0)
+        elif not protected and not came:
+            came.append(busy.world.now)
+            if comes == "a job":
+                busy.queue.send(busy.upload("chunk-1.webm"), Reason.FAILED)
+            elif comes == "a request":
+                busy.server.of_others = replace(busy.server.of_others, in_flight=1)
+            else:
+                busy.others.clear()
+
+    object.__setattr__(busy.member, "protect", happen_before_the_last_look)
+    assert busy.stay().transcribed == (comes == "a job")
+    assert busy.log == [True, False, True, False, "end"]
+    assert came[0] + IDLE <= busy.world.now < came[0] + IDLE + 5 * POLL
+
+
+def test_a_surplus_instance_that_the_group_must_have_goes_on_working(busy: Instance) -> None:
+    busy.others.add("i-1")
+    busy.wanted += [None, None]
+    busy.stay()
+    assert busy.log == [True, False] * 3 + ["end"]
+    assert 3 * IDLE <= busy.world.now < 3 * (IDLE + 5 * POLL)
+
+
+# Ends that are not its own ------------------------------------------------------------------------------------------
+
+
 def test_an_instance_without_a_server_is_not_protected(instance: Instance) -> None:
     instance.server.ready = Health(ready=False, alive=False, reason="no answer")
     with pytest.raises(ServerGone):
@@ -289,17 +437,21 @@ UPLOADS = st.lists(
 )
 
 
-@given(uploads=UPLOADS, wanted=st.integers(0, 2), killed_at=st.none() | st.integers(1, 250))
+@given(
+    uploads=UPLOADS, wanted=st.integers(0, 2), killed_at=st.none() | st.integers(1, 250), first=st.sampled_from("19")
+)
 def test_no_job_is_lost_whatever_comes_at_whatever_moment(
-    uploads: list[Upload], wanted: int, killed_at: int | None
+    uploads: list[Upload], wanted: int, killed_at: int | None, first: str
 ) -> None:
-    """Every message is worked or waits in the queue, and no instance ends that had work within the idle time.
+    """Every message is worked or waits in the queue, and no instance ends that had work within the idle time, unless
+    another comes before it.
 
     `killed_at`: another worker holds a message until that step, and is then killed.
     """
     instance = Instance(MemoryStore())
     world, queue = instance.world, instance.queue
     instance.wanted += [None] * wanted
+    instance.others.add(f"i-{first}")
     sent: list[Job] = []
     worked: list[float] = [0.0]
 
@@ -330,7 +482,7 @@ def test_no_job_is_lost_whatever_comes_at_whatever_moment(
 
     assert world.ended
     assert not queue.held
-    assert world.now >= max(worked) + IDLE
+    assert world.now >= (IDLE if f"i-{first}" < "i-5" else max(worked) + IDLE)
     assert instance.log == [True, False] * instance.log.count(True) + ["end"]
     waiting = {message.document()["job_id"] for message in queue.visible + queue.of_others}
     assert {job.job_id for job in sent if standing(instance.store, job) is not Standing.TRANSCRIBED} <= waiting

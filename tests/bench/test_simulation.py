@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from batch_worker.capacity import HOUR, Decision, Mode, Reason
+from batch_worker.stay import NEXT_BATCH_SECONDS
+from batch_worker.surplus import Surplus
 from bench.simulation import plots, tables
 from bench.simulation.__main__ import main
 from bench.simulation.day import Lump, uploads
@@ -38,8 +40,7 @@ def small_days(draw: st.DrawFn) -> Scenario:
         interruptions=draw(st.sampled_from([0.0, 0.5, 4.0])),
         unnoticed=draw(st.sampled_from([0.0, 0.5, 1.0])),
         droughts=draw(st.sampled_from([(), ((DAY - HOUR, DAY + HOUR),), ((0.0, HOUR), (10 * HOUR, 15 * HOUR))])),
-        # A worker that never leaves sweeps only after its start: what is lost then waits for its successor.
-        lost=draw(st.sampled_from([0.0, 0.1])) if mode is not Mode.ALWAYS else 0.0,
+        lost=draw(st.sampled_from([0.0, 0.1])),
         duplicated=draw(st.sampled_from([0.0, 0.3])),
     )
     # A lump is heard as one: it must not take longer than instances live.
@@ -56,7 +57,6 @@ def small_days(draw: st.DrawFn) -> Scenario:
         target=draw(st.sampled_from([15 * MINUTE, HOUR])),
         reachable=draw(st.booleans()),
         second_hearing=draw(st.booleans()),
-        surplus_leaves=draw(st.booleans()),
         speeds=GPU.scaled(draw(st.sampled_from([2.0, 40.0]))),
         cloud=cloud,
         seed=draw(st.integers(0, 10**6)),
@@ -182,14 +182,21 @@ def test_what_nobody_can_read_is_a_recorded_failure_on_either_route() -> None:
         assert 10 < result.outcomes[Outcome.FAILED] < 60
 
 
-def test_what_is_surplus_leaves_while_little_comes() -> None:
-    """With uploads round the clock no instance is ever idle: all that the night needed would stay for the day."""
-    built, proposed = (
-        simulate(scenario(chunks=200_000, days=2, grain=100, surplus_leaves=leaves, concurrency=50))
-        for leaves in (False, True)
-    )
-    assert proposed.most == built.most == 5
-    assert proposed.instance_seconds < 0.8 * built.instance_seconds
+def test_what_is_surplus_leaves_while_little_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With uploads round the clock no instance is ever idle: without the rule all of the night's stay for the day."""
+    day = scenario(chunks=200_000, days=2, grain=100, concurrency=50)
+    result = simulate(day)
+    monkeypatch.setattr(Surplus, "is_due", lambda *_: False)
+    idle_only = simulate(day)
+    assert result.most == idle_only.most == 5
+    assert result.ends[Why.SURPLUS] > 0
+    assert result.instance_seconds < 0.8 * idle_only.instance_seconds
+
+
+def test_what_is_lost_while_an_instance_stays_is_found_within_the_day() -> None:
+    result = simulate(scenario(mode=Mode.ALWAYS, chunks=2_000, cloud=Cloud(lost=0.1)))
+    assert result.outcomes[Outcome.QUEUE] > 100
+    assert result.latency[Outcome.QUEUE].quantile(1) < 1.1 * NEXT_BATCH_SECONDS
 
 
 def test_a_synthetic_day_has_exactly_its_chunks_and_is_busiest_in_working_hours() -> None:

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -16,6 +13,7 @@ from gpu_server.metrics import ServerMetrics, Snapshots
 from gpu_server.readiness import Phase
 from gpu_server.settings import ServerSettings
 from shared.telemetry import Metric, Telemetry, unobserved
+from tests.imds import FakeImds
 
 SPOT = Machine("g5.xlarge", "spot")
 
@@ -100,41 +98,12 @@ def test_metrics_are_off_unless_asked_for() -> None:
 # The machine ---------------------------------------------------------------------------------------------------------
 
 
-class Imds(BaseHTTPRequestHandler):
-    """EC2's metadata service, version 2: nothing without a token."""
-
-    answers: ClassVar = {"instance-type": "g6.xlarge", "instance-life-cycle": "spot"}
-
-    def do_PUT(self) -> None:
-        assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-        self._answer(200, "a token")
-
-    def do_GET(self) -> None:
-        name = self.path.removeprefix("/latest/meta-data/")
-        known = name in self.answers and self.headers["X-aws-ec2-metadata-token"] == "a token"
-        self._answer(200 if known else 401, self.answers.get(name, ""))
-
-    def _answer(self, status: int, body: str) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def imds() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Imds)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_an_instance_knows_its_type_and_market(imds: str) -> None:
-    assert this_machine(imds) == Machine("g6.xlarge", "spot")
+def test_an_instance_knows_its_type_and_market() -> None:
+    with FakeImds(**{"instance-type": "g6.xlarge", "instance-life-cycle": "spot"}) as imds:
+        assert this_machine(imds.url) == Machine("g6.xlarge", "spot")
 
 
 def test_elsewhere_the_machine_is_unknown() -> None:
+    with FakeImds() as other:
+        assert this_machine(other.url) == Machine("unknown", "unknown")
     assert this_machine("http://127.0.0.1:9") == Machine("unknown", "unknown")

@@ -22,7 +22,8 @@ from cli.local import QUEUE_PREFIX, REGION
 from shared.jobs import Job, Reason
 from shared.keys import Session
 from shared.queues import Queue
-from tests.batch_worker.imds import FakeImds
+from shared.server import Limits, Said, ServerClient
+from tests.imds import FakeImds
 from tests.integration.conftest import System, eventually
 from tests.integration.test_worker_process import start_worker, transcriptions
 
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.integration
 GROUP = f"{QUEUE_PREFIX}-gpu"
 LEASE_SECONDS = 3
 LEASE = {"VISIBILITY_TIMEOUT": str(LEASE_SECONDS), "HEARTBEAT_INTERVAL": "1"}
+REQUEST_SECONDS = 0.3
 SEED = 5
 
 
@@ -218,18 +220,46 @@ def state_of(scaling: Any) -> tuple[int, dict[str, bool]]:
     return found["DesiredCapacity"], {one["InstanceId"]: one["ProtectedFromScaleIn"] for one in found["Instances"]}
 
 
+@contextlib.contextmanager
+def requests_all_the_time(system: System) -> Iterator[None]:
+    """As the router's, each answered at once: the chunk that they ask for has its transcript."""
+    (key,) = system.upload(Session("u", "round the clock"), count=1)
+    bucket = system.settings["AUDIO_BUCKET"]
+    job = Job(bucket=bucket, key=key, etag=system.s3.head_object(Bucket=bucket, Key=key)["ETag"].strip('"'))
+    server = ServerClient(system.settings["FAST_API_SERVER_URL"], api_key=system.settings["API_KEY"])
+    over = threading.Event()
+    said: list[Said] = []
+
+    def ask() -> None:
+        while not over.wait(REQUEST_SECONDS):
+            said.append(server.transcribe(job, Limits(connect=5, total=60), route="direct").said)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+    assert set(said) == {Said.DONE}
+
+
 LAST_LOOK = (b"Action=SetInstanceProtection", b"ProtectedFromScaleIn=false")
 END = (b"Action=TerminateInstanceInAutoScalingGroup",)
 
 
+@pytest.mark.parametrize("surplus", [False, True])
 @pytest.mark.parametrize("moment", [LAST_LOOK, END])
 def test_a_job_that_comes_while_an_instance_ends_itself_is_not_lost(
-    system: System, group: Any, tmp_path: Path, moment: tuple[bytes, ...]
+    system: System, group: Any, tmp_path: Path, moment: tuple[bytes, ...], surplus: bool
 ) -> None:
-    """Before its last look it stays and does it; after that the job waits in the queue for the next worker."""
-    mine, other = state_of(group)[1]
+    """Before its last look it stays and does it; after that the job waits in the queue for the next worker.
+
+    It ends because it is idle; or, `surplus`, because the other one comes before it, though it is never idle.
+    """
+    mine, other = sorted(state_of(group)[1], reverse=surplus)
     group.set_instance_protection(AutoScalingGroupName=GROUP, InstanceIds=[other], ProtectedFromScaleIn=True)
-    session = Session("u", f"scaled in {moment == END}")
+    session = Session("u", f"scaled in {moment == END} {surplus}")
     queue_session(system, session, 1)
     queue = Queue(system.sqs, system.settings["SQS_QUEUE_URL"])
     (job,) = queue.receive(most=1, wait=1, visibility=600)  # the other instance has it, and gives it back just then
@@ -239,11 +269,16 @@ def test_a_job_that_comes_while_an_instance_ends_itself_is_not_lost(
         protected.append(state_of(group)[1][mine])
         queue.extend(job, 0)
 
-    with FakeImds(**metadata(mine)) as imds, Overheard(system.settings["AWS_ENDPOINT_URL"]) as way:
+    with (
+        FakeImds(**metadata(mine)) as imds,
+        Overheard(system.settings["AWS_ENDPOINT_URL"]) as way,
+        requests_all_the_time(system) if surplus else contextlib.nullcontext(),
+    ):
         way.on(*moment, call=give_back)
         settings = {"IMDS_ENDPOINT": imds.url, "AWS_ENDPOINT_URL": way.url, "IDLE_TIMEOUT_MINUTES": "0.05"}
         worker = start_worker(system, tmp_path / "log", "--until-idle", **settings)
         assert worker.wait(timeout=60) == 0
+    assert ('"message":"surplus"' in (tmp_path / "log").read_text()) == surplus
     assert protected == [moment == LAST_LOOK]
     assert messages(system) == ((1, 0) if moment == END else (0, 0))
     assert (system.transcript(session) is None) == (moment == END)
