@@ -42,7 +42,7 @@ destroy: $(VENV)/.local $(VENV)-aws/.installed ## all of it goes; the bucket wit
 	@bash infra/scripts/step-999-destroy-all.sh $(FLAGS)
 
 deploy-check: $(VENV)/.dev $(VENV)-aws/.installed ## deploy, use and destroy it on a local AWS with IAM enforced
-	@$(BIN)/python -m pytest tests/infra/test_destroy.py tests/infra/test_scripts.py -k "deploys or second_deployment"
+	@$(BIN)/python -m pytest tests/infra/test_destroy.py tests/infra/test_scripts.py tests/infra/test_whole_deployment.py -k "deploys_it or second_deployment or make_deploy"
 
 image-check: ## build the GPU image here with buildah, and ask its container for a transcript (root; 40 GB of disk)
 	@bash infra/image/check.sh
