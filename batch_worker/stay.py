@@ -13,7 +13,7 @@ from shared.server import Work
 
 # After the end of a batch: what was lost or left meanwhile waits no longer. A sweep asks S3 for every thousand objects,
 # and a few times for each session: so not at every lull.
-NEXT_BATCH_SECONDS = float("inf")
+NEXT_BATCH_SECONDS = 3600.0
 
 
 @dataclass

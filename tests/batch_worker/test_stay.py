@@ -26,6 +26,7 @@ from tests.fakes import MemoryQueue, MemoryStore, ScriptedServer
 
 IDLE = 600.0
 POLL = 20.0  # a long poll that brings nothing
+LONGEST = 24 * 3600.0
 
 
 @dataclass
@@ -43,6 +44,7 @@ class World:
 
     def step(self) -> None:
         assert not self.ended, "it goes on although its instance has ended"
+        assert self.now < LONGEST, "it stays for ever"
         with self.lock:
             self.steps += 1
             for event in self.happens.pop(self.steps, []):
@@ -363,6 +365,7 @@ def test_no_instance_leaves_while_it_has_something_in_hand(busy: Instance) -> No
     busy.world.happens_at(500, end)
     busy.stay()
     assert IDLE < freed[0] <= busy.world.now < freed[0] + IDLE + 5 * POLL
+    assert busy.log == [True, False, "end"]
 
 
 @pytest.mark.parametrize("comes", ["a job", "a request", "a colleague's leave"])
