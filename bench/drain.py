@@ -21,7 +21,7 @@ from rich.console import Console
 from bench import about, ours, speech
 from bench.__main__ import RESULTS
 from bench.children import Model, Work, environment, run_child
-from bench.measure import peak_bytes
+from bench.measure import Timed, cpu_seconds, peak_bytes
 from gpu_server.engines import models
 from infra.local import processes
 from shared.jobs import Job, Reason
@@ -39,11 +39,15 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 @dataclass(frozen=True)
 class Drained:
-    """`seconds`: from the first job at the server to the end of the last; `busy`: of them, the recognizer's."""
+    """`seconds`: from the first job at the server to the end of the last; `busy`: of them, the recognizer's.
+
+    `cpu`: processor seconds by program, where the system tells.
+    """
 
     seconds: float
     busy: float
     worker_bytes: int | None
+    cpu: dict[str, float]
 
 
 @dataclass
@@ -91,7 +95,7 @@ def main(
             recorded = cut_sessions(recordings, sessions, chunks // sessions, folder / "sessions")
         with console.status("the engine alone"):
             work = Work("bare", [str(session.chunks[0].parent) for session in recorded], AT_ONCE)
-            alone = run_child("bench.bare", used, [work], folder / "log")["bare"].wall
+            alone = run_child("bench.bare", used, [work], folder / "log")["bare"]
         with console.status("the drain"), ours.local_bucket(folder / "aws") as bucket:
             drained = drain(used, bucket, recorded, folder / "log")
     notes = about.notes(used, models.display_name(model), recorded)
@@ -151,13 +155,16 @@ def drain(used: Model, bucket: ours.Bucket, recorded: Sequence[speech.Recording]
                 environment=environment(settings),
                 log=logs / "worker.log",
             )
-            peak = None
+            peak, programs = None, {"server": server.pid, "worker": worker.pid, "S3 and SQS": bucket.pid}
+            before = {name: cpu_seconds(pid) or 0.0 for name, pid in programs.items()}
+            now = before
             while worker.poll() is None:
                 peak = peak_bytes(worker.pid) or peak
+                now = {name: cpu_seconds(pid) or now[name] for name, pid in programs.items()}
                 time.sleep(LOOK_SECONDS)
     if worker.returncode:
         raise RuntimeError(f"the worker left something undone: {processes.tail(logs / 'worker.log', 3)}")
-    return Drained(*watch.seconds(), peak)
+    return Drained(*watch.seconds(), peak, {name: now[name] - before[name] for name in programs})
 
 
 def upload(bucket: ours.Bucket, recorded: Sequence[speech.Recording]) -> list[Job]:
@@ -170,9 +177,10 @@ def upload(bucket: ours.Bucket, recorded: Sequence[speech.Recording]) -> list[Jo
     return jobs
 
 
-def report(recorded: Sequence[speech.Recording], alone: float, drained: Drained, notes: Sequence[str]) -> str:
+def report(recorded: Sequence[speech.Recording], alone: Timed, drained: Drained, notes: Sequence[str]) -> str:
     audio = sum(one.seconds for one in recorded)
-    share, left = drained.busy / drained.seconds, alone / drained.seconds
+    share, left = drained.busy / drained.seconds, alone.wall / drained.seconds
+    cpu = ", ".join(f"{name} {seconds:.1f}" for name, seconds in drained.cpu.items())
     memory = "-" if drained.worker_bytes is None else f"{drained.worker_bytes / 1e6:.0f} MB"
     return "\n".join(
         [
@@ -180,17 +188,19 @@ def report(recorded: Sequence[speech.Recording], alone: float, drained: Drained,
             "",
             headline(recorded, alone, drained),
             "",
-            "| | seconds | x real time | recognizer busy |",
-            "| --- | --- | --- | --- |",
-            f"| engine alone, {AT_ONCE} sessions at once | {alone:.1f} | {audio / alone:.1f} | - |",
-            f"| queue, worker, server and S3 | {drained.seconds:.1f} | {audio / drained.seconds:.1f} | {share:.1%} |",
+            "| | seconds | x real time | recognizer busy | processor seconds |",
+            "| --- | --- | --- | --- | --- |",
+            f"| engine alone, {AT_ONCE} sessions at once | {alone.wall:.1f} | {audio / alone.wall:.1f} | - |"
+            f" {alone.cpu_seconds or 0:.1f} |",
+            f"| queue, worker, server and S3 | {drained.seconds:.1f} | {audio / drained.seconds:.1f} | {share:.1%} |"
+            f" {cpu} |",
             "",
             "| to reach | wanted | measured | |",
             "| --- | --- | --- | --- |",
             f"| recognizer busy, first job to last | >= 95 % | {share:.1%} | {_mark(share >= 0.95)} |",
             f"| speed of the engine alone that is left | >= 0.9 | {left:.2f} | {_mark(left >= 0.9)} |",
             "",
-            f"The worker took {memory} at most. Worker, server and the local S3 and SQS"
+            f"The worker took {memory} of memory at most. Worker, server and the local S3 and SQS"
             " share the processors of one machine.",
             "",
             *(f"- {note}" for note in notes),
@@ -199,11 +209,11 @@ def report(recorded: Sequence[speech.Recording], alone: float, drained: Drained,
     )
 
 
-def headline(recorded: Sequence[speech.Recording], alone: float, drained: Drained) -> str:
+def headline(recorded: Sequence[speech.Recording], alone: Timed, drained: Drained) -> str:
     audio, chunks = sum(one.seconds for one in recorded), sum(len(one.chunks) for one in recorded)
     return (
         f"{chunks} chunks of {len(recorded)} sessions: recognizer busy {drained.busy / drained.seconds:.0%} of the "
-        f"drain, {audio / drained.seconds:.0f}x real time, {alone / drained.seconds:.2f} of the engine alone"
+        f"drain, {audio / drained.seconds:.0f}x real time, {alone.wall / drained.seconds:.2f} of the engine alone"
     )
 
 

@@ -40,7 +40,8 @@ class Stored:
 class Bucket:
     """A bucket in a local AWS of our own; the account's owner works with it."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, pid: int) -> None:
+        self.pid = pid
         self.environment = stack.root_environment(endpoint, REGION)
         self._s3 = boto3.client(
             "s3",
@@ -74,7 +75,7 @@ def local_bucket(home: Path) -> Iterator[Bucket]:
     """A local AWS below `home`, gone after the block."""
     emulator = stack.start_emulator(home, port=0)
     try:
-        yield Bucket(emulator.endpoint)
+        yield Bucket(emulator.endpoint, emulator.pid)
     finally:
         stack.stop(emulator.pid)
 

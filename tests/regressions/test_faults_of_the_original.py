@@ -55,7 +55,7 @@ def test_fallback_unreachable_because_the_lambda_times_out_first(store: MemorySt
     clock = 0.0
     world = World(store, remaining=lambda: 120.0 - clock)
 
-    def hang(job: Job, limits: Limits, *, route: str, wait: bool) -> Answer:
+    def hang(job: Job, limits: Limits, **_: object) -> Answer:
         nonlocal clock
         clock += limits.total
         return Answer(Said.FAILED, message="timeout")
