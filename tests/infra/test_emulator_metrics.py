@@ -1,11 +1,18 @@
 """Metrics and alarms in the project's emulator, as AWS's clients see them."""
 
 import json
+import re
 import time
 from typing import Any
+from xml.etree import ElementTree
 
+import httpx
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
+from infra.local import stack
 from tests.infra.conftest import Aws, until
 
 pytestmark = pytest.mark.integration
@@ -64,6 +71,48 @@ def test_an_alarm_keeps_its_metric_math(aws: Aws) -> None:
     (alarm,) = aws("cloudwatch").describe_alarms(AlarmNames=["math"])["MetricAlarms"]
     assert alarm["Metrics"] == queries
     assert "Statistic" not in alarm
+
+
+def test_an_older_client_learns_all_of_an_alarm_too(aws: Aws, emulator: stack.Emulator) -> None:
+    """AWS CLI 2.9 speaks the query protocol, boto3 another one."""
+    queries = {
+        "Metrics.member.1.Id": "a",
+        "Metrics.member.1.MetricStat.Metric.Namespace": "Test",
+        "Metrics.member.1.MetricStat.Metric.MetricName": "Depth",
+        "Metrics.member.1.MetricStat.Period": "60",
+        "Metrics.member.1.MetricStat.Stat": "Sum",
+    }
+    comparison = {"Threshold": "1", "ComparisonOperator": "GreaterThanThreshold", "EvaluationPeriods": "1"}
+    put_alarm(aws, "old-plain", "a", TreatMissingData="notBreaching", AlarmDescription="<what> it & is")
+
+    in_the_old_way(emulator, {"Action": "PutMetricAlarm", "AlarmName": "old-math", **comparison, **queries})
+    told = in_the_old_way(emulator, {"Action": "DescribeAlarms", "AlarmNamePrefix": "old-"})
+
+    alarms = told["DescribeAlarmsResult"]["MetricAlarms"]["member"]
+    math, plain = sorted(alarms, key=lambda alarm: str(alarm["AlarmName"]))
+    assert math["Metrics"]["member"]["MetricStat"]["Metric"] == {"Namespace": "Test", "MetricName": "Depth"}
+    assert "Statistic" not in math
+    assert plain["Dimensions"] == {"member": {"Name": "Queue", "Value": "a"}}
+    assert (plain["AlarmDescription"], plain["TreatMissingData"]) == ("<what> it & is", "notBreaching")
+    assert (plain["ActionsEnabled"], plain["Period"]) == ("true", "60")
+
+
+def in_the_old_way(emulator: stack.Emulator, parameters: dict[str, str]) -> Any:
+    """A call by the query protocol; the answer's XML as dictionaries, of which lists of one are one."""
+    request = AWSRequest("POST", emulator.endpoint, data={"Version": "2010-08-01", **parameters})
+    SigV4Auth(Credentials(stack.ACCOUNT, stack.SECRET), "monitoring", "us-east-2").add_auth(request)
+    prepared = request.prepare()
+    answer = httpx.post(emulator.endpoint, content=prepared.body, headers=dict(prepared.headers))
+    assert answer.status_code == 200, answer.text
+    return _plain(ElementTree.fromstring(re.sub(r' xmlns="[^"]*"', "", answer.text)))
+
+
+def _plain(element: ElementTree.Element) -> Any:
+    found: dict[str, Any] = {}
+    for child in element:
+        known, one = found.get(child.tag), _plain(child)
+        found[child.tag] = one if known is None else [*(known if isinstance(known, list) else [known]), one]
+    return found or element.text or ""
 
 
 def test_an_alarm_is_over_when_no_more_bad_data_comes(aws: Aws) -> None:

@@ -10,6 +10,7 @@ from ministack.services import autoscaling, ec2
 
 from infra.local.emulator.ec2 import Template, check_launch, find_template, launch, terminate
 from infra.local.emulator.patching import add_action, patch, patch_action
+from infra.local.emulator.query import nested
 from infra.local.emulator.refusals import Parameters, Refused, Response, answered_by
 
 Group = dict[str, Any]
@@ -254,9 +255,9 @@ def _owned(instance: str) -> tuple[Group, Member]:
 def _settings(p: Parameters, group: Group) -> Group:
     """What a request says about the group's instances, in the shape in which AWS describes it."""
     settings: Group = {}
-    if spec := _nested(p, "LaunchTemplate"):
+    if spec := nested(p, "LaunchTemplate"):
         settings = {"LaunchTemplate": _complete(spec), "MixedInstancesPolicy": {}}
-    elif policy := _nested(p, "MixedInstancesPolicy"):
+    elif policy := nested(p, "MixedInstancesPolicy"):
         old = group.get("MixedInstancesPolicy") or {}
         template = {**old.get("LaunchTemplate", {}), **policy.get("LaunchTemplate", {})}
         template["LaunchTemplateSpecification"] = _complete(template["LaunchTemplateSpecification"])
@@ -275,27 +276,6 @@ def _settings(p: Parameters, group: Group) -> Group:
         settings["VPCZoneIdentifier"] = subnets
         settings["AvailabilityZones"] = sorted({_subnet(name)["AvailabilityZone"] for name in subnets.split(",")})
     return settings
-
-
-def _nested(p: Parameters, prefix: str) -> dict[str, Any]:
-    """The structure that the query protocol sent as `prefix.Member.member.1.Field=value`."""
-    tree: dict[str, Any] = {}
-    for name, value in p.items():
-        if name.startswith(f"{prefix}."):
-            node = tree
-            *parents, leaf = name.removeprefix(f"{prefix}.").split(".")
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value
-    return {name: _with_lists(value) for name, value in tree.items()}
-
-
-def _with_lists(node: Any) -> Any:
-    if not isinstance(node, dict):
-        return node
-    if set(node) == {"member"}:
-        return [_with_lists(item) for _, item in sorted(node["member"].items(), key=lambda pair: int(pair[0]))]
-    return {name: _with_lists(value) for name, value in node.items()}
 
 
 def _complete(spec: Parameters) -> dict[str, str]:

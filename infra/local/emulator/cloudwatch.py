@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ministack.core.responses import set_request_account_id, set_request_region
-from ministack.services import cloudwatch, cloudwatch_logs, sqs
+from ministack.services import autoscaling, cloudwatch, cloudwatch_logs, sqs
 
 from infra.local.emulator.patching import patch
+from infra.local.emulator.query import structure
 
 AGE = "ApproximateAgeOfOldestMessage"
 CLOCK_SECONDS = 1
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _append = cloudwatch_logs._append_log_events
 _put_alarm = cloudwatch._put_metric_alarm
+_describe_alarms = cloudwatch._describe_alarms
 _get_metric_data = cloudwatch._get_metric_data
 
 
@@ -43,6 +45,12 @@ def install() -> None:
         because="an alarm looked at all dimensions of its metric, and never at data that is missing",
     )
     patch(cloudwatch, "_put_metric_alarm", put_alarm, because="the metric math of an alarm was dropped")
+    patch(
+        cloudwatch,
+        "_describe_alarms",
+        describe_alarms,
+        because="the query protocol, which older AWS CLIs speak, told a third of an alarm",
+    )
     patch(cloudwatch, "_get_metric_data", get_metric_data, because="SQS did not tell how old a queue's messages are")
     threading.Thread(target=_watch_the_clock, name="alarm-clock", daemon=True).start()
 
@@ -116,13 +124,37 @@ def _watch_the_clock() -> None:
 
 def put_alarm(params: Any, document: Any, is_cbor: bool, is_json: bool = False) -> Any:
     answer = _put_alarm(params, document, is_cbor, is_json)
-    queries = (document or {}).get("Metrics")
+    asked = document if is_cbor or is_json else structure(_texts(params))
+    queries = asked.get("Metrics")
     if answer[0] == 200 and queries:
-        alarm = cloudwatch._alarms[document["AlarmName"]]
+        alarm = cloudwatch._alarms[asked["AlarmName"]]
         alarm["Metrics"] = queries
         for name in ("Namespace", "MetricName", "Statistic", "ExtendedStatistic", "Period", "Unit"):
             del alarm[name]  # with math, each metric has its own
     return answer
+
+
+def describe_alarms(params: Any, document: Any, is_cbor: bool, is_json: bool = False) -> Any:
+    if is_cbor or is_json:
+        return _describe_alarms(params, document, is_cbor, is_json)
+    status, _, body = _describe_alarms(params, structure(_texts(params)), False, True)
+    if status != 200:
+        return _describe_alarms(params, document, is_cbor)
+    found = {name: _without_nothing(value) for name, value in json.loads(body).items()}
+    inner = f"<DescribeAlarmsResult>{autoscaling._member_xml(found)}</DescribeAlarmsResult>"
+    return cloudwatch._xml(200, "DescribeAlarmsResponse", inner)
+
+
+def _texts(params: Mapping[str, Any]) -> dict[str, str]:
+    return {name: cloudwatch._p(params, name) for name in params}
+
+
+def _without_nothing(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nothing(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_nothing(one) for name, one in value.items() if one is not None}
+    return value
 
 
 def evaluate(alarm: dict[str, Any]) -> None:
