@@ -31,7 +31,7 @@ from shared.server import Limits, ServerClient
 from shared.server import Work as Served
 
 AT_ONCE = 4  # sessions that were recorded at the same time, and that the bare engine hears at the same time
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.5
 LIMITS = Limits(connect=2, total=5)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -52,7 +52,7 @@ class Drained:
 
 @dataclass
 class Watch:
-    """Looks at a server five times a second. Use as a context manager."""
+    """Looks at a server twice a second. Use as a context manager."""
 
     server: ServerClient
     _looks: list[tuple[float, Served]] = field(default_factory=list)
