@@ -115,8 +115,8 @@ class Batch:
 
     def _queue(self, jobs: list[Job]) -> None:
         """Those that are open still: a sweep takes its time."""
-        standings = self.drain.worker.standings(jobs)
-        still_open = [job for job in jobs if standings[job.job_id].is_open]
+        found = self.drain.worker.find_all(jobs)
+        still_open = [job for job in jobs if found[job.job_id].standing.is_open]
         for start in range(0, len(still_open), MAX_BATCH):
             some = still_open[start : start + MAX_BATCH]
             self.drain.queue.send_all(some, Reason.SWEPT)

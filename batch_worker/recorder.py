@@ -4,7 +4,6 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from heapq import nlargest
 from pathlib import Path
@@ -14,16 +13,15 @@ from pydantic import ValidationError
 
 from batch_worker.instance import Instance
 from batch_worker.report import Failures, Host, Run, SlowJob, write
-from batch_worker.work import Result
+from batch_worker.work import Ending, Result
 from shared.errors import TransientError
 from shared.jobs import Job
 from shared.keys import Session, session_of
-from shared.outcomes import read_outcome, read_record
 from shared.store import Store
 from shared.telemetry import Pulse
+from shared.transcript import Transcript
 
 SAVE_SECONDS = 300.0  # of a run that is killed, no more than that is missing in the report
-READERS = 2
 SLOWEST = 10
 KEYS = 10  # of failures of one kind
 UPTIME = Path("/proc/uptime")
@@ -33,8 +31,6 @@ logger = Logger(service="batch-worker", child=True)
 
 class Recorder:
     """Use as a context manager: it writes now and then, and at the end. Safe to share between threads.
-
-    What S3 holds of a job's end is read aside: no job waits for that.
 
     `results`: the messages' ends so far. `busy_seconds`: of the server's recognizer since its start, if it tells.
     """
@@ -57,7 +53,6 @@ class Recorder:
         self._host = _host(instance, self._started)
         self._busy = 0.0
         self._busy_seen = busy_seconds() or 0.0  # a server that is not there yet begins at nought
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="report")
         self._lock = threading.Lock()
         self._saves = Pulse(self.save, seconds=SAVE_SECONDS)
         self._finished = False
@@ -78,13 +73,12 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._finished = True
-        self._readers.shutdown(wait=True)
         self._saves.__exit__()
 
-    def ended(self, jobs: Sequence[Job], results: Mapping[str, Result], seconds: float) -> None:
-        """One request to the server is over. `results`: by job id, of those jobs that are done with."""
+    def ended(self, jobs: Sequence[Job], outcomes: Mapping[str, Ending], seconds: float) -> None:
+        """One request to the server is over. `outcomes`: by job id, of those jobs that got one by it."""
         now = self._now()
-        done = [job for job in jobs if results.get(job.job_id) in (Result.TRANSCRIBED, Result.FAILED)]
+        done = [job for job in jobs if job.job_id in outcomes]
         if not done:
             return
         with self._lock:
@@ -96,7 +90,18 @@ class Recorder:
             slow = SlowJob(key=done[0].key, chunks=len(done), seconds=round(seconds, 3))
             self._slowest = nlargest(SLOWEST, [*self._slowest, slow], key=lambda job: job.seconds)
             for job in done:
-                self._readers.submit(self._read, job, failed=results[job.job_id] is Result.FAILED)
+                self._count(job, outcomes[job.job_id])
+
+    def _count(self, job: Job, ending: Ending) -> None:
+        if isinstance(ending, Transcript):
+            self._chunks += 1
+            self._audio_seconds += ending.duration
+            return
+        kind = (ending.type, ending.message)
+        self._failures[kind] += 1
+        keys = self._failed_keys.setdefault(kind, [])
+        if len(keys) < KEYS:
+            keys.append(job.key)
 
     def completed(self, session: Session) -> None:
         """All chunks of the session have their outcome. It is this run's if one of them is."""
@@ -143,24 +148,6 @@ class Recorder:
         if busy is not None:
             self._busy += busy - self._busy_seen if busy >= self._busy_seen else busy
             self._busy_seen = busy
-
-    def _read(self, job: Job, *, failed: bool) -> None:
-        try:
-            record = read_record(self._store, job) if failed else None
-            transcript = None if failed else read_outcome(self._store, job).transcript
-        except TransientError as error:
-            logger.warning("a job is missing in the report", extra={"key": job.key, "reason": str(error)})
-            return
-        with self._lock:
-            if record:
-                kind = (record.type, record.message)
-                self._failures[kind] += 1
-                keys = self._failed_keys.setdefault(kind, [])
-                if len(keys) < KEYS:
-                    keys.append(job.key)
-            if transcript:
-                self._chunks += 1
-                self._audio_seconds += transcript.duration
 
 
 def _host(instance: Instance | None, now: datetime) -> Host | None:

@@ -17,9 +17,10 @@ from shared.errors import BadMessage, PermanentError, RefusedKey, TransientError
 from shared.events import Letter, NotAnUpload, Upload, Wake, parse_letter
 from shared.jobs import Job, JobMessage
 from shared.keys import AudioKey, ChunkKey, IgnoredKey, ManifestKey, Session, parse_key, session_of
-from shared.outcomes import Standing, record_failure, record_refusal, standing
+from shared.outcomes import Found, Standing, find, record_failure, record_refusal, standing
 from shared.server import Answer, Limits, Said, ServerClient
 from shared.store import Store
+from shared.transcript import ErrorRecord, Transcript
 
 ROUTE = "queue"
 CONNECT_SECONDS = 2.0
@@ -42,6 +43,8 @@ class Result(StrEnum):
     LATER = "later"  # the queue keeps it
 
 
+Ending = Transcript | ErrorRecord | PermanentError
+
 _ENDED = {
     Standing.TRANSCRIBED: Result.TRANSCRIBED,
     Standing.FAILED: Result.FAILED,
@@ -57,8 +60,8 @@ class Unauthorized(TransientError):
 class Witness(Protocol):
     """Is told what happens, as it happens, by many threads."""
 
-    def ended(self, jobs: Sequence[Job], results: Mapping[str, Result], seconds: float) -> None:
-        """One try is over. `results`: by id, of those jobs that need no other."""
+    def ended(self, jobs: Sequence[Job], outcomes: Mapping[str, Ending], seconds: float) -> None:
+        """One try of `jobs` is over. `outcomes`: by id, of those that got one by it."""
         ...
 
     def completed(self, session: Session) -> None:
@@ -103,16 +106,17 @@ class Worker:
             TransientError: S3 would not answer.
         """
         jobs = list({job.job_id: job for job in jobs}.values())
-        found = self.standings(self._with_outputs(jobs))
-        unfinished = [job for job in jobs if job.job_id not in found or found[job.job_id].is_open]
+        found = self.find_all(self._with_outputs(jobs))
+        unfinished = [job for job in jobs if job.job_id not in found or found[job.job_id].standing.is_open]
         results = {job.job_id: Result.SKIPPED for job in jobs if job not in unfinished}
         if len(unfinished) > 1:
             began = time.monotonic()
             self._ask(partial(self.server.transcribe_session, unfinished, self._limits, route=ROUTE))
-            found = self.standings(unfinished)
-            results |= {id: _ENDED[standing] for id, standing in found.items() if standing in _ENDED}
+            found = self.find_all(unfinished)
+            results |= {id: _ENDED[one.standing] for id, one in found.items() if one.standing in _ENDED}
             if self.witness:
-                self.witness.ended(unfinished, results, time.monotonic() - began)
+                outcomes = {id: one.outcome for id, one in found.items() if one.outcome}
+                self.witness.ended(unfinished, outcomes, time.monotonic() - began)
         if results:
             self._complete_session(jobs[0].audio)
         logger.info(
@@ -127,11 +131,11 @@ class Worker:
         outputs = {info.key for info in self.store.list(session.transcript_prefix)}
         return [job for job in jobs if job.output_key in outputs or job.audio.error_key in outputs]
 
-    def standings(self, jobs: Sequence[Job]) -> dict[str, Standing]:
+    def find_all(self, jobs: Sequence[Job]) -> dict[str, Found]:
         """How jobs stand now, by id."""
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
-            standings = pool.map(lambda job: standing(self.store, job, check_source=True), jobs)
-            return {job.job_id: how for job, how in zip(jobs, standings, strict=True)}
+            found = pool.map(lambda job: find(self.store, job, check_source=True), jobs)
+            return {job.job_id: one for job, one in zip(jobs, found, strict=True)}
 
     def restitch(self, session: Session) -> bool:
         """Have a complete session heard once more, whole; True if no chunk of it is left that was heard alone.
@@ -189,27 +193,29 @@ class Worker:
         if job.bucket != self.store.bucket:
             raise BadMessage(f"a job in {job.bucket}, but this worker serves {self.store.bucket} alone")
         began = time.monotonic()
-        result = self._transcribe(job, attempts, final)
+        result, ending = self._transcribe(job, attempts, final)
         if result is not Result.LATER:
-            if self.witness:
-                self.witness.ended([job], {job.job_id: result}, time.monotonic() - began)
+            if self.witness and ending:
+                self.witness.ended([job], {job.job_id: ending}, time.monotonic() - began)
             self._complete_session(job.audio)  # before the message may be forgotten
         logger.info("job", extra={"job_id": job.job_id, "key": job.key, "result": result, "attempts": attempts})
         return result
 
-    def _transcribe(self, job: Job, attempts: int, final: bool) -> Result:
+    def _transcribe(self, job: Job, attempts: int, final: bool) -> tuple[Result, Ending | None]:
         before = standing(self.store, job, check_source=True)
         if not before.is_open:
-            return Result.SKIPPED
+            return Result.SKIPPED, None
         new = before is Standing.NEW
         answer = self._ask(partial(self.server.transcribe, job, self._limits, route=ROUTE, new=new))
         if answer.said is Said.UNAUTHORIZED:
             raise Unauthorized(f"the server does not accept our key or bucket (HTTP {answer.status}): check API_KEY")
         if answer.said is Said.REFUSED:
-            record_failure(self.store, job, PermanentError(answer.message, type=answer.type), attempts=attempts)
-            return Result.FAILED
-        if not standing(self.store, job, check_source=True).is_open:  # S3, not the answer, says so
-            return Result.TRANSCRIBED
+            error = PermanentError(answer.message, type=answer.type)
+            record_failure(self.store, job, error, attempts=attempts)
+            return Result.FAILED, error
+        found = find(self.store, job, check_source=True)
+        if not found.standing.is_open:  # S3, not the answer, says so
+            return Result.TRANSCRIBED, found.outcome
         if answer.said is Said.DONE:
             answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
         blamed = final and answer.said is not Said.BUSY and not self.stopping.is_set()  # the server may be stopped too
@@ -217,9 +223,9 @@ class Worker:
             type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
             error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
             record_failure(self.store, job, error, attempts=attempts)
-            return Result.FAILED
+            return Result.FAILED, error
         logger.warning("later", extra={"job_id": job.job_id, "key": job.key, "reason": answer.message})
-        return Result.LATER
+        return Result.LATER, None
 
     @property
     def _limits(self) -> Limits:

@@ -7,19 +7,19 @@ import itertools
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import boto3
+import ctranslate2
 import typer
 from rich.console import Console
 
-from bench import about, ours, speech
-from bench.__main__ import RESULTS
+from bench import about, ours, random_weights, speech
+from bench.__main__ import MODELS, RESULTS
 from bench.children import Model, Work, environment, run_child
 from bench.measure import Timed, cpu_seconds, peak_bytes
 from gpu_server.engines import models
@@ -27,12 +27,10 @@ from infra.local import processes
 from shared.jobs import Job, Reason
 from shared.keys import Session
 from shared.queues import MAX_BATCH, Queue
-from shared.server import Limits, ServerClient
-from shared.server import Work as Served
 
 AT_ONCE = 4  # sessions that were recorded at the same time, and that the bare engine hears at the same time
+TOKENS = 20  # that random weights say for a window
 LOOK_SECONDS = 0.5
-LIMITS = Limits(connect=2, total=5)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -41,7 +39,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 class Drained:
     """`seconds`: from the first job at the server to the end of the last; `busy`: of them, the recognizer's.
 
-    `cpu`: processor seconds by program, where the system tells.
+    Both as the worker reports them. `cpu`: processor seconds by program, where the system tells.
     """
 
     seconds: float
@@ -50,47 +48,22 @@ class Drained:
     cpu: dict[str, float]
 
 
-@dataclass
-class Watch:
-    """Looks at a server twice a second. Use as a context manager."""
-
-    server: ServerClient
-    _looks: list[tuple[float, Served]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> "Watch":
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def seconds(self) -> tuple[float, float]:
-        """From the last look at which nothing had come to the first at which all was done; and of them, busy ones."""
-        at_work = [number for number, (_, work) in enumerate(self._looks) if work != self._looks[0][1]]
-        done = next(number for number, (_, work) in enumerate(self._looks) if work == self._looks[-1][1])
-        (began, first), (ended, last) = self._looks[at_work[0] - 1], self._looks[done]
-        return ended - began, last.busy_seconds - first.busy_seconds
-
-    def _look(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            if work := self.server.work(LIMITS):
-                self._looks.append((time.monotonic(), work))
-
-
 def main(
     sessions: Annotated[int, typer.Option(help="how many")] = 20,
     chunks: Annotated[int, typer.Option(help="of 5 seconds, in all sessions together")] = 500,
     model: Annotated[str, typer.Option(help="a model's name, or a folder with one")] = "tiny.en",
+    shape: Annotated[
+        str | None, typer.Option("--random-weights", help="a model of this shape with random weights")
+    ] = None,
     results: Annotated[Path, typer.Option(help="the folder for drain.md")] = RESULTS,
 ) -> None:
-    """Drain a queue with one worker and one server, as on an instance."""
+    """Drain a queue with one worker and one server, as on an instance; on a GPU where there is one."""
+    device, precision = ("cuda", "float16") if ctranslate2.get_cuda_device_count() else ("cpu", "int8")
     with tempfile.TemporaryDirectory(prefix="drain-") as temporary:
         folder = Path(temporary)
         with console.status("preparing speech and model"):
-            used = Model(str(models.resolve(model)), "cpu", "int8", "whisperx")
+            path = random_weights.build(shape, MODELS, tokens=TOKENS) if shape else models.resolve(model)
+            used = Model(str(path), device, precision, "whisperx")
             recordings = speech.prepare(folder / "speech", minutes=None)
             recorded = cut_sessions(recordings, sessions, chunks // sessions, folder / "sessions")
         with console.status("the engine alone"):
@@ -98,7 +71,7 @@ def main(
             alone = run_child("bench.bare", used, [work], folder / "log")["bare"]
         with console.status("the drain"), ours.local_bucket(folder / "aws") as bucket:
             drained = drain(used, bucket, recorded, folder / "log")
-    notes = about.notes(used, models.display_name(model), recorded)
+    notes = about.notes(used, f"{shape}, random weights" if shape else models.display_name(model), recorded)
     text = report(recorded, alone, drained, notes)
     results.mkdir(parents=True, exist_ok=True)
     (results / "drain.md").write_text(text)
@@ -149,22 +122,23 @@ def drain(used: Model, bucket: ours.Bucket, recorded: Sequence[speech.Recording]
             "FAST_API_SERVER_URL": server.url,
             "POLL_SECONDS": "1",
         }
-        with Watch(ServerClient(server.url)) as watch:
-            worker = processes.start(
-                [sys.executable, "-m", "batch_worker", "--until-empty"],
-                environment=environment(settings),
-                log=logs / "worker.log",
-            )
-            peak, programs = None, {"server": server.pid, "worker": worker.pid, "S3 and SQS": bucket.pid}
-            before = {name: cpu_seconds(pid) or 0.0 for name, pid in programs.items()}
-            now = before
-            while worker.poll() is None:
-                peak = peak_bytes(worker.pid) or peak
-                now = {name: cpu_seconds(pid) or now[name] for name, pid in programs.items()}
-                time.sleep(LOOK_SECONDS)
+        worker = processes.start(
+            [sys.executable, "-m", "batch_worker", "--until-empty"],
+            environment=environment(settings),
+            log=logs / "worker.log",
+        )
+        peak, programs = None, {"server": server.pid, "worker": worker.pid, "S3 and SQS": bucket.pid}
+        before = {name: cpu_seconds(pid) or 0.0 for name, pid in programs.items()}
+        now = before
+        while worker.poll() is None:
+            peak = peak_bytes(worker.pid) or peak
+            now = {name: cpu_seconds(pid) or now[name] for name, pid in programs.items()}
+            time.sleep(LOOK_SECONDS)
     if worker.returncode:
         raise RuntimeError(f"the worker left something undone: {processes.tail(logs / 'worker.log', 3)}")
-    return Drained(*watch.seconds(), peak, {name: now[name] - before[name] for name in programs})
+    [run] = [run for day in bucket.reports() for run in day.runs]
+    cpu = {name: now[name] - before[name] for name in programs}
+    return Drained(run.working_seconds, run.busy_seconds, peak, cpu)
 
 
 def upload(bucket: ours.Bucket, recorded: Sequence[speech.Recording]) -> list[Job]:

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 import httpx
 
+from batch_worker.report import Day
 from bench.children import Model, Server, serve
 from bench.measure import Call, Timed, busy_seconds, timed
 from bench.speech import Recording
@@ -24,6 +25,7 @@ CONTEXT_S = 15
 IN_FLIGHT = 128  # as many as the server takes: none of our load is to be refused
 LONG_S = 7200  # for one call
 UPLOADERS = 8
+REPORTS = "reports/"
 MEDIA_TYPES = {".webm": "audio/webm", ".opus": "audio/ogg"}
 
 
@@ -64,6 +66,12 @@ class Bucket:
     def put_files(self, files: Sequence[tuple[str, Path]]) -> list[Stored]:
         with ThreadPoolExecutor(UPLOADERS) as pool:
             return list(pool.map(lambda file: self._put(*file), files))
+
+    def reports(self) -> list[Day]:
+        """What batch runs wrote about themselves."""
+        listed = self._s3.list_objects_v2(Bucket=BUCKET, Prefix=REPORTS).get("Contents", [])
+        bodies = [self._s3.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read() for item in listed]
+        return [Day.model_validate_json(body) for body in bodies]
 
     def _put(self, key: str, path: Path) -> Stored:
         answer = self._s3.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())

@@ -55,6 +55,14 @@ class Standing(StrEnum):
         return self in (Standing.OPEN, Standing.NEW)
 
 
+@dataclass(frozen=True)
+class Found:
+    """How a job stands, with the transcript or the error record of this very input that says so, if one does."""
+
+    standing: Standing
+    outcome: Transcript | ErrorRecord | None = None
+
+
 def source_of(job: Job) -> ObjectRef:
     """How the job's outcome names its input."""
     return ObjectRef(bucket=job.bucket, key=job.key, etag=job.etag, version_id=job.version_id)
@@ -97,6 +105,11 @@ def read_failure(store: Store, job: Job) -> ErrorRecord | None:
 
 
 def standing(store: Store, job: Job, *, check_source: bool = False) -> Standing:
+    """As `find`, without what says so."""
+    return find(store, job, check_source=check_source).standing
+
+
+def find(store: Store, job: Job, *, check_source: bool = False) -> Found:
     """Ask S3, and nobody else, whether a job is done.
 
     Args:
@@ -104,17 +117,17 @@ def standing(store: Store, job: Job, *, check_source: bool = False) -> Standing:
     """
     outcome = read_outcome(store, job)
     if outcome.is_for(job):
-        return Standing.TRANSCRIBED
+        return Found(Standing.TRANSCRIBED, outcome.transcript)
     record = read_record(store, job)
     if record and record_stands(store, job, record):
-        return Standing.FAILED
+        return Found(Standing.FAILED, record)
     rivals = rival_keys(job, outcome.transcript, record)
     source = store.head(job.key) if check_source or rivals else None
     if source and source.etag != job.etag:
-        return Standing.SUPERSEDED
+        return Found(Standing.SUPERSEDED)
     if source and newer_rival(store, source, rivals):
-        return Standing.DUPLICATE
-    return Standing.OPEN if record or outcome.etag != ABSENT else Standing.NEW
+        return Found(Standing.DUPLICATE)
+    return Found(Standing.OPEN if record or outcome.etag != ABSENT else Standing.NEW)
 
 
 def rival_keys(job: Job, *documents: Transcript | ErrorRecord | None) -> set[str]:

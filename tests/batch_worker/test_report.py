@@ -22,7 +22,6 @@ from batch_worker.work import Result
 from shared.errors import InputRefused, StoreUnavailable
 from shared.jobs import Job, Reason
 from shared.keys import IgnoredKey, Session, parse_key
-from shared.outcomes import record_failure
 from shared.prices import Prices, prices
 from shared.server import Answer, Said
 from tests.batch_worker.test_worker import Night
@@ -186,17 +185,15 @@ def chunk(store: MemoryStore, number: int, session: str = "s") -> Job:
 def test_a_run_is_told_as_it_was(store: MemoryStore) -> None:
     clock, results = Clock(), Counter({Result.TRANSCRIBED: 3, Result.FAILED: 1, Result.SKIPPED: 1})
     jobs = [chunk(store, number) for number in (1, 2, 3, 4)]
-    for job in jobs[:3]:
-        store.upload(job.output_key, transcript_for(job, duration=4.0).to_json())
-    record_failure(store, jobs[3], InputRefused("no sound", type="media-no-audio"))
+    heard = {job.job_id: transcript_for(job, duration=4.0) for job in jobs[:3]}
     with Recorder(store, None, results, busy_seconds=lambda: clock.minutes * 6, now=clock) as noted:
         clock.minutes += 2
-        noted.ended(jobs[:2], {job.job_id: Result.TRANSCRIBED for job in jobs[:2]}, 60.0)
+        noted.ended(jobs[:2], heard, 60.0)
         noted.completed(Session("u", "other"))  # nothing of it was done here
         clock.minutes += 3
-        noted.ended([jobs[2]], {jobs[2].job_id: Result.TRANSCRIBED}, 7.5)
-        noted.ended([jobs[3]], {jobs[3].job_id: Result.FAILED}, 1.0)
-        noted.ended([jobs[0]], {jobs[0].job_id: Result.SKIPPED}, 500.0)
+        noted.ended([jobs[2]], heard, 7.5)
+        noted.ended([jobs[3]], {jobs[3].job_id: InputRefused("no sound", type="media-no-audio")}, 1.0)
+        noted.ended([jobs[0]], {}, 500.0)
         noted.completed(Session("u", "s"))
         clock.minutes += 10
     [told] = read(store).runs
@@ -248,8 +245,7 @@ def test_of_many_failures_of_a_kind_only_some_keys_are_kept(store: MemoryStore) 
     jobs = [chunk(store, number) for number in range(1, 31)]
     with Recorder(store, None, Counter(), busy_seconds=lambda: None, now=Clock()) as noted:
         for job in jobs:
-            record_failure(store, job, InputRefused("no sound", type="media-no-audio"))
-            noted.ended([job], {job.job_id: Result.FAILED}, 1.0)
+            noted.ended([job], {job.job_id: InputRefused("no sound", type="media-no-audio")}, 1.0)
     [failures] = noted.run().failures
     assert (failures.count, len(failures.keys)) == (30, recorder.KEYS)
     assert len(noted.run().slowest) == recorder.SLOWEST
@@ -271,7 +267,7 @@ def test_an_instance_has_run_since_its_boot(
     noted = Recorder(store, Instance("i-1", "g5.xlarge", "spot"), Counter(), busy_seconds=lambda: None, now=clock)
     job = chunk(store, 1)
     clock.minutes += 5
-    noted.ended([job], {job.job_id: Result.TRANSCRIBED}, 60.0)
+    noted.ended([job], {job.job_id: transcript_for(job)}, 60.0)
     told = noted.run()
     assert told.instance is not None
     assert (at(10) - told.instance.up_since).total_seconds() == pytest.approx(240.13)
@@ -285,8 +281,8 @@ def test_a_store_that_stays_away_costs_the_report_and_nothing_else(store: Memory
     job = chunk(store, 1)
     store.hook = away
     with Recorder(store, None, Counter(), busy_seconds=lambda: None, now=Clock()) as noted:
-        noted.ended([job], {job.job_id: Result.TRANSCRIBED}, 60.0)
-    noted.ended([job], {job.job_id: Result.TRANSCRIBED}, 60.0)  # a thread that nobody waited for
+        noted.ended([job], {job.job_id: transcript_for(job)}, 60.0)
+    noted.ended([job], {job.job_id: transcript_for(job)}, 60.0)  # a thread that nobody waited for
 
 
 def test_the_example_in_the_manual_is_what_is_written() -> None:
