@@ -5,6 +5,7 @@ from typing import Literal
 
 import ctranslate2
 from faster_whisper import WhisperModel
+from threadpoolctl import threadpool_limits
 
 from gpu_server.engines import Engine, models
 from gpu_server.engines.recognizer import Lanes, WhisperRecognizer, faults
@@ -38,7 +39,12 @@ def load_recognizer(
     threads: int,
     beam_size: int,
 ) -> WhisperRecognizer:
-    """The recognizer on a `factory` of faster-whisper's kind, WhisperX's included."""
+    """The recognizer on a `factory` of faster-whisper's kind, WhisperX's included.
+
+    Numpy's matrix products run in one thread from now on, in the whole process: features need a small one for each
+    window, after which OpenBLAS's other threads would spin for ten times as long as it took.
+    """
+    threadpool_limits(1, user_api="blas")
     device = choose_device(device)
     threads = threads or cores()
 
