@@ -6,12 +6,12 @@ with what comes before and after it; at the open end of a group it counts as liv
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from gpu_server.chunks import Chunks
 from gpu_server.decoding import Decoded
@@ -79,8 +79,9 @@ class SessionPass:
         ended: dict[str, Ended] = {}
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="session") as pool:
 
-            def write(made: dict[str, Transcript | PermanentError], some: Iterable[Job]) -> None:
-                for one in pool.map(partial(self._try_to_end, made, errors), some):
+            def write(made: dict[str, Transcript | PermanentError], some: Sequence[Job]) -> None:
+                audio = self._audio(session) if len(some) > 1 else {}
+                for one in pool.map(partial(self._try_to_end, made, audio, errors), some):
                     if one:
                         ended[one.job.key] = one
 
@@ -102,12 +103,23 @@ class SessionPass:
             raise errors[0]
         return [ended[job.key] for job in ordered]
 
+    def _audio(self, session: Session) -> dict[str, ObjectInfo]:
+        """What lies at the chunks' keys now, by one listing instead of a look at each; nothing where S3 won't tell."""
+        try:
+            return {info.key: info for info in self.store.list(session.audio_prefix)}
+        except TransientError:
+            return {}
+
     def _try_to_end(
-        self, made: dict[str, Transcript | PermanentError], errors: list[RouterError], job: Job
+        self,
+        made: dict[str, Transcript | PermanentError],
+        audio: dict[str, ObjectInfo],
+        errors: list[RouterError],
+        job: Job,
     ) -> Ended | None:
         """One chunk's trouble with S3 is not the others'."""
         try:
-            return self._end(job, made.get(job.key))
+            return self._end(job, made.get(job.key), audio.get(job.key))
         except TransientError as error:
             errors.append(error)
             return None
@@ -185,7 +197,16 @@ class SessionPass:
         for start in range(0, len(jobs), FETCHED_TOGETHER):
             some = jobs[start : start + FETCHED_TOGETHER]
             folders = [folder / str(index_of(job)) for job in some]
-            yield from pool.map(decode, some, pool.map(self._fetch, some, folders), folders)
+            fetching = [pool.submit(self._fetch, job, own) for job, own in zip(some, folders, strict=True)]
+            begun: list[Future[Any]] = [*fetching]
+            try:
+                for job, media, own in zip(some, fetching, folders, strict=True):
+                    begun.append(pool.submit(decode, job, media.result(), own))
+                yield from (future.result() for future in begun[len(some) :])
+            finally:  # one may have failed, and the folder goes then: nobody may still write there
+                for future in begun:
+                    future.cancel()
+                wait(begun)
 
     def _fetch(self, job: Job, folder: Path) -> Path | None:
         folder.mkdir()
@@ -218,7 +239,7 @@ class SessionPass:
         except BadManifest:
             return None
 
-    def _end(self, job: Job, made: Transcript | PermanentError | None) -> Ended:
+    def _end(self, job: Job, made: Transcript | PermanentError | None, audio: ObjectInfo | None) -> Ended:
         """Write what was made for one chunk. For nothing the protocol says what stands in S3 already."""
         try:
             if isinstance(made, PermanentError):
@@ -231,6 +252,7 @@ class SessionPass:
                 lambda: None,
                 made=made,
                 seen=self.outputs.of(job),
+                audio=audio,
                 retry_failed=self.retry_failed,
                 stitched=made is not None and made.is_stitched,
             )

@@ -31,7 +31,7 @@ from shared.outcomes import (
     record_stands,
     rival_keys,
 )
-from shared.store import Changed, PreconditionFailed, Store
+from shared.store import Changed, ObjectInfo, PreconditionFailed, Store
 from shared.transcript import Transcript
 
 Transcribe = Callable[[Path], Transcript]
@@ -55,6 +55,7 @@ def write_transcript(
     *,
     made: Transcript | None = None,
     seen: Seen | None = None,
+    audio: ObjectInfo | None = None,
     retry_failed: bool = False,
     stitched: bool = False,
 ) -> Written:
@@ -66,6 +67,8 @@ def write_transcript(
         made: the transcript, where it is there already.
         seen: what lay at the job's output keys, if somebody has looked. It may be old: a PUT that finds anything else
             looks again.
+        audio: what lies at the job's key, if somebody has looked after it was transcribed; the first round takes
+            their word for it.
         retry_failed: transcribe although this input's failure is on record.
         stitched: `produce` gives the better, stitched transcript: a live one is replaced, a stitched one stands.
             A live writer leaves whatever it finds for its input.
@@ -88,7 +91,7 @@ def write_transcript(
         rivals = rival_keys(job, current.transcript, record)
         if produced is None and not rivals:
             produced = produce()
-        source = store.head(job.key)
+        source, audio = audio or store.head(job.key), None
         if source is None:
             if transcribed:  # nothing is left to hear: the live transcript stands
                 return Written.ALREADY_DONE

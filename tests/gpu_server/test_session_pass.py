@@ -5,6 +5,7 @@ Each chunk's samples all stand for its number, which is the word that the recogn
 
 import io
 import json
+import time
 import wave
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from gpu_server.decode_pool import DecodePool
 from gpu_server.engines import SAMPLE_RATE
+from shared.errors import StoreUnavailable
 from shared.jobs import Job
 from shared.keys import Session
 from shared.outcomes import read_failure, read_outcome
@@ -282,3 +284,23 @@ def test_trouble_with_one_group_leaves_the_others_their_transcripts(recorded: Re
     recorded.engine.languages = frozenset({"en"})
     assert recorded.stitch().status_code == 400
     assert recorded.passes(1, 2, 3, 4) == {1: "live", 2: "stitched", 3: "stitched", 4: "stitched"}
+
+
+def test_a_pass_that_fails_keeps_its_folder_while_anything_of_it_runs(recorded: Recorded, tmp_path: Path) -> None:
+    """Who still writes there would make another error of this one, and leave files behind."""
+    recorded.record(1, 2, 3)
+    pulled_away = []
+
+    def hook(call: str, at: str, moment: str) -> None:
+        if (call, moment) == ("download", "before"):
+            if at == key(1):
+                raise StoreUnavailable("S3 is away")
+            deadline = time.monotonic() + 0.3
+            while any(tmp_path.iterdir()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            pulled_away.append(not any(tmp_path.iterdir()))
+
+    recorded.store.hook = hook
+    assert recorded.stitch().json()["type"] == "/problems/store-unavailable"
+    assert pulled_away == [False, False]
+    assert not any(tmp_path.iterdir())
