@@ -22,7 +22,7 @@ def notes(model: Model, name: str, recordings: Sequence[Recording]) -> list[str]
     chunks = sum(len(recording.chunks) for recording in recordings)
     versions = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     return [
-        f"{datetime.now(UTC):%Y-%m-%d}, {_machine(model.device)}",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine(model.device)}",
         f"Python {platform.python_version()}, {', '.join(versions)}",
         f"{name}, {model.compute_type}; our engine: {model.engine}",
         f"{minutes:.1f} minutes of speech in {len(recordings)} recordings, {chunks} WebM/Opus chunks of 5 seconds",
@@ -34,7 +34,7 @@ def notes(model: Model, name: str, recordings: Sequence[Recording]) -> list[str]
     ]
 
 
-def _machine(device: str) -> str:
+def machine(device: str = "cpu") -> str:
     cores = f"{os.cpu_count()} cores {platform.machine()}"
     if device == "cuda":
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

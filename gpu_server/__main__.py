@@ -75,7 +75,6 @@ def main() -> int:
                 port=settings.fast_api_port,
                 timeout_graceful_shutdown=int(settings.drain_timeout / 2),  # for callers; then for work without one
                 timeout_keep_alive=5,
-                limit_concurrency=settings.max_in_flight * 4 + 32,
                 server_header=False,
                 log_level="warning",
             )

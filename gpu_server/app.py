@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from gpu_server import problems
-from gpu_server.doors import BodyDoor, KeyDoor
+from gpu_server import openapi, problems
+from gpu_server.doors import BodyDoor, CrowdDoor, KeyDoor
 from gpu_server.fetching import FetchError, fetch_url
 from gpu_server.problems import Refused
 from gpu_server.requests import (
@@ -43,15 +43,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 UPLOAD_PATH = "/transcribe"
 SESSION_PATH = "/transcribe-session"
 SESSION_BYTES = 4 << 20  # 2000 long keys
-PROBLEMS: dict[int | str, dict[str, object]] = {
-    400: {"description": "The request cannot be understood"},
-    401: {"description": "No valid API key"},
-    413: {"description": "Too large, or too long"},
-    415: {"description": "Not a media format we decode"},
-    422: {"description": "Media without audio that can be decoded"},
-    429: {"description": "Full; see Retry-After"},
-    503: {"description": "Loading or draining; see Retry-After"},
-}
+# Callers may wait for jobs that others asked for already: so there may be more of them than jobs.
+WAITING_PER_JOB, WAITING_AT_LEAST = 4, 32
 
 
 def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan) -> FastAPI:
@@ -68,6 +61,8 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         needs_room=UPLOAD_PATH,
         readiness=service.readiness,
     )
+    most = WAITING_PER_JOB * settings.max_in_flight + WAITING_AT_LEAST
+    app.add_middleware(CrowdDoor, most=most, readiness=service.readiness)
     app.add_middleware(KeyDoor, keys=settings.keys)  # added last, so it is passed first
 
     @app.get("/livez", include_in_schema=False)
@@ -95,7 +90,7 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post(UPLOAD_PATH, response_model=Transcript, responses=PROBLEMS)
+    @app.post(UPLOAD_PATH, response_model=Transcript, responses=openapi.problems(415, 422))
     async def transcribe(
         file: Annotated[UploadFile, File(description="audio or video, any common format")],
         options: Annotated[Options, Depends(upload_options)],
@@ -108,7 +103,7 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
     @app.post(
         "/transcribe-s3",
         response_model=Transcript | Receipt,
-        responses={**PROBLEMS, 202: {"model": Receipt}, 403: {"description": "Not a bucket of this server"}, 404: {}},
+        responses={202: {"model": Receipt}, **openapi.problems(403, 404, 415, 422, 502, 504)},
     )
     async def transcribe_s3(request: TranscribeS3) -> Response:
         """Transcribe an object in S3; the transcript goes to S3 too, where the layout says."""
@@ -128,7 +123,7 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
     @app.post(
         SESSION_PATH,
         response_model=SessionReceipt,
-        responses={**PROBLEMS, 202: {"model": SessionReceipt}, 403: {"description": "Not a bucket of this server"}},
+        responses={202: {"model": SessionReceipt}, **openapi.problems(403, 404, 422, 502, 504)},
     )
     async def transcribe_session(request: TranscribeSession) -> Response:
         """Hear chunks of one session together, as if it had never been cut; each gets its own transcript in S3."""
@@ -159,7 +154,7 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
             transcript = await service.look_up(partial(together, store, session, [one.job for one in ended]))
         return _json(receipt(status="done", chunks=chunks, transcript=transcript))
 
-    @app.post("/transcribe-url", response_model=Transcript, responses={**PROBLEMS, 403: {}})
+    @app.post("/transcribe-url", response_model=Transcript, responses=openapi.problems(403, 404, 415, 422, 502))
     async def transcribe_url(request: TranscribeUrl, folder: Annotated[Path, Depends(_folder)]) -> Response:
         """Fetch audio from a URL and transcribe it. Off unless the operator sets ALLOW_URL_FETCH."""
         if not settings.allow_url_fetch:
@@ -178,6 +173,7 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         except FetchError as error:
             raise Refused(error.status, error.type, str(error)) from error
 
+    openapi.complete(app, keys=bool(settings.keys))
     return app
 
 
@@ -202,7 +198,7 @@ async def _job(request: TranscribeS3, store: Store, service: Service) -> tuple[J
     copy_to = _copy_key(request.s3_output_path, store) if request.s3_output_path else None
     if copy_to and not request.wait:
         raise Refused(400, "invalid-request", "s3_output_path needs a caller that waits: leave it out, or wait.")
-    etag, size = (request.etag or "").strip('"') or None, None
+    etag, size = request.etag, None
     if etag is None:
         service.readiness.check()
         info = await service.look_up(partial(store.head, key))
@@ -231,8 +227,8 @@ async def _session_jobs(request: TranscribeSession, store: Store, service: Servi
     options = _options(request)
 
     def job(chunk: ChunkPath, key: str) -> Job:
-        etag = (chunk.etag or "").strip('"')
-        if not etag:
+        etag = chunk.etag
+        if etag is None:
             info = store.head(key)
             if info is None:
                 raise SourceMissing(f"There is no object {key} in {store.bucket}.")

@@ -8,7 +8,8 @@
     ├── NoAudioStream     a video or picture without sound
     ├── TooLong           more audio than allowed, counted while decoding
     ├── TooManyChannels
-    └── RateTooHigh
+    ├── RateTooHigh
+    └── RateTooLow
 
 Each has a stable ``type`` slug and the HTTP ``status`` it means. All are permanent: the same bytes
 fail the same way again. A recording that holds no audio *yet* (the 5 to 110 bytes that a browser
@@ -106,6 +107,12 @@ class RateTooHigh(MediaError):
     type = "media-rate-too-high"
 
 
+class RateTooLow(MediaError):
+    """A sampling rate at which nothing is heard, and a kilobyte would become hours."""
+
+    type = "media-rate-too-low"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one file may cost. Headers lie or are missing, so all is counted while decoding."""
@@ -113,6 +120,7 @@ class Limits:
     max_seconds: float = 4 * 3600.0
     max_channels: int = 8
     max_rate: int = 384_000  # Hz
+    min_rate: int = 1_000  # Hz: a telephone's is 8,000
     max_streams: int = 32
     open_timeout_s: float = 10.0
     read_timeout_s: float = 10.0
@@ -296,6 +304,8 @@ class _Sink:
             raise TooManyChannels(f"The audio has more than {limits.max_channels} channels.")
         if frame.sample_rate > limits.max_rate:
             raise RateTooHigh(f"The audio's sampling rate is above {limits.max_rate} Hz.")
+        if frame.sample_rate < limits.min_rate:
+            raise RateTooLow(f"The audio's sampling rate is below {limits.min_rate} Hz.")
 
     def _take(self, frames: list[AudioFrame]) -> None:
         for frame in frames:

@@ -55,6 +55,35 @@ def _given_key(headers: Headers) -> bytes:
     return b""
 
 
+class CrowdDoor:
+    """429 for a POST while `most` are inside, waiting for their answers or still on their way in.
+
+    Here and not in the HTTP server, whose own limit would say neither when to come again nor, to /health, why.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int, readiness: Readiness) -> None:
+        self._app = app
+        self._most = most
+        self._readiness = readiness
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+        elif self._inside >= self._most:
+            retry_after = self._readiness.retry_after
+            response = problem(
+                HTTPStatus.TOO_MANY_REQUESTS, "crowded", "Too many requests at once.", retry_after=retry_after
+            )
+            await response(scope, receive, send)
+        else:
+            self._inside += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._inside -= 1
+
+
 class BodyDoor:
     """413 for a body over its path's limit in `limits` (bytes); everywhere else it is a small JSON document.
 

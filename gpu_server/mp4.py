@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 MAX_BOX_HEADER = 16  # bytes: size and kind, and with size 1 a longer size
+MOST_BOXES = 100_000  # side by side, so that no made-up file keeps the server busy; an hour has 24,000 fragments
 FTYP, MOOV, MOOF, MDAT, FREE = b"ftyp", b"moov", b"moof", b"mdat", b"free"
 # What a recording consists of behind its header.
 LATER_BOXES = (MOOF, MDAT, b"styp", b"sidx", b"ssix", b"emsg", b"prft", b"mfra")
@@ -100,14 +101,15 @@ def graft(header: bytes, cut: bytes, chunk: bytes) -> bytes:
 def readable_bytes(file: BinaryIO, size: int) -> int:
     """How much of `file` to decode: all but a box that its end cuts, for which FFmpeg may refuse all, unless `mdat`."""
     position = 0
-    while True:
+    for _ in range(MOST_BOXES):
         file.seek(position)
         box = _box(file.read(MAX_BOX_HEADER), 0)
         if box is None:
-            return size
+            break
         if position + box.end > size:
             return size if box.kind == MDAT else position
         position += box.end
+    return size
 
 
 def _first_box(chunk: bytes) -> int | None:
@@ -170,7 +172,10 @@ def _find(data: bytes | bytearray, start: int, end: int, *path: bytes) -> Iterat
 
 def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[Box]:
     """The whole boxes from `start`, one after the other."""
-    while (box := _box(data, start)) and box.end <= end:
+    for _ in range(MOST_BOXES):
+        box = _box(data, start)
+        if box is None or box.end > end:
+            break
         yield box
         start = box.end
 

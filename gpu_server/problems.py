@@ -10,6 +10,7 @@ from aws_lambda_powertools import Logger
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from shared.errors import Contended, PermanentError, StoreUnavailable, TransientError
@@ -26,16 +27,28 @@ class Refused(Exception):
         self.status, self.type, self.detail, self.retry_after = status, type, detail, retry_after
 
 
-def problem(status: int, type: str, detail: str, *, retry_after: int | None = None, **more: str) -> JSONResponse:
+class Problem(BaseModel):
+    """RFC 9457; `type` ends in a slug that stays as it is."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    correlation_id: str | None = None
+
+
+def problem(
+    status: int, type: str, detail: str, *, retry_after: int | None = None, correlation_id: str | None = None
+) -> JSONResponse:
     headers = {"Retry-After": str(retry_after)} if retry_after is not None else {}
-    document = {
-        "type": f"/problems/{type}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        **more,
-    }
-    return JSONResponse(document, status, headers, MEDIA_TYPE)
+    document = Problem(
+        type=f"/problems/{type}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        correlation_id=correlation_id,
+    )
+    return JSONResponse(document.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -64,7 +77,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "http", str(error.detail))
+        answer = problem(error.status_code, "http", str(error.detail))
+        answer.headers.update(error.headers or {})  # a 405 says what is allowed
+        return answer
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -13,7 +13,7 @@ from shared.store import Store
 
 REMEMBERED = 1024  # chunks
 MAX_REMEMBERED_BYTES = 64 << 10  # of one chunk; what it ends in the middle of takes a few kilobytes
-MAX_SIBLING_BYTES = 64 << 20  # a chunk of a few seconds is far smaller, with pictures too
+MAX_CHUNK_BYTES = 64 << 20  # one of a few seconds is far smaller, with pictures too
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recordings:
         """Remember what other chunks may need of this one; `audio` is the file of its version `etag`."""
         if self._recall(names.key, etag) or (names.index > 1 and not _continues(audio)):
             return
-        if names.index > 1 or audio.stat().st_size <= MAX_SIBLING_BYTES:
+        if audio.stat().st_size <= MAX_CHUNK_BYTES:
             self._remember(names.key, etag, _chunk(names.index, audio.read_bytes()))
 
     def complete(self, names: ChunkKey, audio: Path, *, etags: Mapping[str, str]) -> None:
@@ -64,7 +64,7 @@ class Recordings:
             if key in etags and (chunk := self._recall(key, etags[key])):
                 return chunk
             info = self._store.head(key)
-            if info and info.size <= MAX_SIBLING_BYTES:
+            if info and info.size <= MAX_CHUNK_BYTES:
                 return self._recall(key, info.etag) or self._read(key, index)
         return None
 
@@ -92,7 +92,9 @@ class Recordings:
 
 
 def _continues(audio: Path) -> Container | None:
-    """What the file goes on with, when it is not a beginning."""
+    """What the file goes on with, when it is a chunk and not a beginning."""
+    if audio.stat().st_size > MAX_CHUNK_BYTES:
+        return None
     with audio.open("rb") as file:
         return continuation_of(file.read(SNIFF_BYTES))
 

@@ -4,11 +4,11 @@ import re
 from typing import Annotated, Literal, Self
 
 from fastapi import Form
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from gpu_server.problems import Refused
 from gpu_server.transcriber import Route
-from shared.jobs import Options
+from shared.jobs import GivenETag, Options
 from shared.transcript import Transcript
 
 MAX_CHUNKS = 2000  # in one request
@@ -30,12 +30,12 @@ class TranscribeS3(Options):
     s3_output_path: str | None = Field(
         default=None, max_length=1100, description="s3://bucket/transcripts/….json for a further copy of the result"
     )
-    return_text: bool = Field(default=True, description="answer with the transcript; false: with a receipt")
-    wait: bool = Field(default=True, description="false: answer 202 at once; the result goes to S3")
-    etag: str | None = Field(default=None, max_length=256, description="only if the audio still is this version")
+    return_text: StrictBool = Field(default=True, description="answer with the transcript; false: with a receipt")
+    wait: StrictBool = Field(default=True, description="false: answer 202 at once; the result goes to S3")
+    etag: GivenETag = Field(default=None, description="only if the audio still is this version")
     version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
-    retry_failed: bool = Field(default=False, description="try again although this audio's failure is on record")
-    new: bool = Field(default=False, description="nothing lies at its output keys: the caller has just looked")
+    retry_failed: StrictBool = Field(default=False, description="try again although this audio's failure is on record")
+    new: StrictBool = Field(default=False, description="nothing lies at its output keys: the caller has just looked")
     route: Route = Field(default="direct", description="how the job came here; kept in the transcript")
 
 
@@ -45,7 +45,7 @@ class ChunkPath(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     s3_input_path: str = Field(max_length=1100, description="s3://bucket/key of the audio")
-    etag: str | None = Field(default=None, max_length=256, description="only if the audio still is this version")
+    etag: GivenETag = Field(default=None, description="only if the audio still is this version")
     version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
 
 
@@ -61,9 +61,9 @@ class TranscribeSession(Options):
     s3_session_path: str | None = Field(
         default=None, max_length=1100, description="s3://bucket/users/…/audio/sessions/…/ for every chunk there"
     )
-    return_text: bool = Field(default=True, description="answer with the chunks' common transcript, too")
-    wait: bool = Field(default=True, description="false: answer 202 at once; the results go to S3")
-    retry_failed: bool = Field(default=False, description="try chunks again whose failure is on record")
+    return_text: StrictBool = Field(default=True, description="answer with the chunks' common transcript, too")
+    wait: StrictBool = Field(default=True, description="false: answer 202 at once; the results go to S3")
+    retry_failed: StrictBool = Field(default=False, description="try chunks again whose failure is on record")
     route: Route = Field(default="direct", description="how the jobs came here; kept in the transcripts")
 
     @model_validator(mode="after")
@@ -122,7 +122,7 @@ class Healthy(BaseModel):
 
 def upload_options(
     language: Annotated[str | None, Form(max_length=16)] = None,
-    task: Annotated[str, Form(pattern="^(transcribe|translate)$")] = "transcribe",
+    task: Annotated[str, Form(pattern="^(transcribe|translate)?$")] = "transcribe",
     initial_prompt: Annotated[str | None, Form(max_length=2000)] = None,
     hotwords: Annotated[str | None, Form(max_length=2000)] = None,
     word_timestamps: Annotated[bool, Form()] = True,

@@ -3,7 +3,8 @@
 The rules that keep it right when combiners race, crash and read stale things:
 
 - The current transcript's ETag is taken before anything that it summarises is read, and the write is conditional on
-  it: an older view can never replace a newer one.
+  it: an older view can never replace a newer one. (The manifest is read first of all, since most sessions have none
+  yet; the listing tells whether it still is the same.)
 - Indices are compared, never counted, and each outcome must be for the chunk's *current* audio.
 - The derived files come first and `{session}.json` last. Each carries the digest of the view it was made from; a
   combiner stops only after a round in which it found nothing left to write, so a stale loser repairs what it spoilt.
@@ -127,7 +128,10 @@ class Combiner:
             if self._witness_still_missing(session):
                 return Combined(Status.OPEN, missing=1)
             current = self._store.head(session.output_key)
-            view = self._look(session, manifest, stored.etag)
+            try:
+                view = self._look(session, manifest, stored.etag)
+            except Changed:
+                continue
             if isinstance(view, int):
                 return Combined(Status.OPEN, missing=view)
             derived = {extension: self._store.head(session.derived_key(extension)) for extension in DERIVED_FORMATS}
@@ -180,9 +184,14 @@ class Combiner:
         )
 
     def _look(self, session: Session, manifest: Manifest, manifest_etag: str) -> _View | int:
-        """The session's view, or how many of its chunks have no outcome."""
+        """The session's view, or how many of its chunks have no outcome.
+
+        Raises Changed when there is another manifest by now: this one was read before the transcript's ETag was taken.
+        """
         audio: dict[int, list[ObjectInfo]] = defaultdict(list)
         for info in self._store.list(session.audio_prefix):
+            if info.key == session.manifest_key and info.etag != manifest_etag:
+                raise Changed(info.key)
             names = parse_chunk_key(info.key)
             if names and names.session == session:
                 audio[names.index].append(info)

@@ -10,11 +10,11 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import BadEvent, BadMessage
-from shared.jobs import JobMessage, Options, parse_job_message
+from shared.jobs import GivenETag, JobMessage, Options, parse_job_message
 
-APP_SOURCES = frozenset({"custom.upload-service", "audio.upload"})
+APP_SOURCES = ("custom.upload-service", "audio.upload")
 MAX_WRAPPINGS = 3  # a failure record of a batch of notifications is two deep
-APP_DETAIL_TYPES = frozenset({"Audio Uploaded", "Audio Upload Completed"})
+APP_DETAIL_TYPES = ("Audio Uploaded", "Audio Upload Completed")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class _S3Bucket(BaseModel):
 
 class _S3Object(BaseModel):
     key: str = Field(min_length=1, max_length=1024)
-    etag: str | None = None
-    size: int | None = None
-    version_id: str | None = Field(default=None, alias="version-id")
+    etag: GivenETag = None
+    size: int | None = Field(default=None, ge=0)
+    version_id: str | None = Field(default=None, max_length=1024, alias="version-id")
 
 
 class _S3Detail(BaseModel):
@@ -55,9 +55,9 @@ class _S3Detail(BaseModel):
 
 class _NotificationObject(BaseModel):
     key: str = Field(min_length=1, max_length=3072)
-    eTag: str | None = None
-    size: int | None = None
-    versionId: str | None = None
+    eTag: GivenETag = None
+    size: int | None = Field(default=None, ge=0)
+    versionId: str | None = Field(default=None, max_length=1024)
 
 
 class _NotificationS3(BaseModel):
@@ -130,7 +130,7 @@ def _from_event_bridge(event: dict[str, Any]) -> Upload | NotAnUpload:
             return NotAnUpload(f"{detail_type} from S3")
         detail = _S3Detail.model_validate(event.get("detail"))
         obj = detail.object
-        return Upload(detail.bucket.name, obj.key, _bare(obj.etag), obj.size, obj.version_id or None)
+        return Upload(detail.bucket.name, obj.key, obj.etag, obj.size, obj.version_id or None)
     if source in APP_SOURCES and detail_type in APP_DETAIL_TYPES:
         return _from_app(_AppDetail.model_validate(event.get("detail")))
     return NotAnUpload(f"{detail_type!r} from {source!r}")
@@ -142,7 +142,7 @@ def _from_notification(record: _Notification, event_name: str) -> Upload | NotAn
     obj = record.s3.object
     # Notifications, unlike EventBridge, URL-encode the key:
     # https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html
-    return Upload(record.s3.bucket.name, unquote_plus(obj.key), _bare(obj.eTag), obj.size, obj.versionId or None)
+    return Upload(record.s3.bucket.name, unquote_plus(obj.key), obj.eTag, obj.size, obj.versionId or None)
 
 
 def _from_app(detail: _AppDetail) -> Upload:
@@ -154,11 +154,6 @@ def _from_app(detail: _AppDetail) -> Upload:
         raise BadEvent("the upload's location is missing: s3Location {bucket, key}, or s3_bucket and s3_key")
     options = Options.model_validate(detail.model_dump(include=set(Options.model_fields)))
     return Upload(bucket, key, force_batch=detail.force_batch, options=options)
-
-
-def _bare(etag: str | None) -> str | None:
-    """ETags are opaque, but some senders quote them and some don't."""
-    return etag.strip('"') or None if etag else None
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,18 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shared.errors import BadMessage, RefusedKey
 from shared.keys import AudioKey, ChunkKey, parse_audio_key
@@ -15,6 +24,25 @@ from shared.keys import AudioKey, ChunkKey, parse_audio_key
 # AAC at 128 kbit/s, FLAC and WAV of one channel at 16 kHz. For how much work waits, not for any transcript.
 BYTES_A_SECOND = {"webm": 8_000, "ogg": 8_000, "opus": 8_000, "flac": 20_000, "wav": 32_000}
 BYTES_A_SECOND_OF_OTHERS = 16_000
+
+
+def bare_etag(etag: str | None) -> str | None:
+    """ETags are opaque, but some senders quote them and some don't; an empty one is none."""
+    return etag.strip('"') or None if etag else None
+
+
+# Of an ETag's characters (RFC 9110, section 8.8.3) those of ASCII: it goes into a header, which it must not break.
+ETag = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[\x21\x23-\x7e]+$")]
+GivenETag = Annotated[
+    str | None, Field(max_length=258, pattern=r'^"?[\x21\x23-\x7e]{0,256}"?$'), AfterValidator(bare_etag)
+]
+
+
+def _with_zone(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_with_zone)]  # whoever names no zone means UTC
 
 
 class Options(BaseModel):
@@ -26,13 +54,13 @@ class Options(BaseModel):
     task: Literal["transcribe", "translate"] = "transcribe"
     initial_prompt: str | None = Field(default=None, max_length=2000)
     hotwords: str | None = Field(default=None, max_length=2000)
-    word_timestamps: bool = True
+    word_timestamps: StrictBool = True
 
     @field_validator("language")
     @classmethod
     def _without_region(cls, language: str | None) -> str | None:
         """Browsers say "en-US"; the models know "en"."""
-        return re.split("[-_]", language.strip().lower())[0] or None if language else None
+        return re.split("[-_]", language)[0].strip().lower() or None if language else None
 
 
 class Reason(StrEnum):
@@ -54,7 +82,7 @@ class Job(BaseModel):
 
     bucket: str = Field(min_length=3, max_length=63)
     key: str = Field(min_length=1, max_length=1024)
-    etag: str = Field(min_length=1, max_length=256)
+    etag: ETag
     version_id: str | None = Field(default=None, max_length=1024)
     size: int | None = Field(default=None, ge=0)
     options: Options = Options()
@@ -99,7 +127,7 @@ class JobMessage(BaseModel):
     chunk_index: int | None = None
     options: Options = Options()
     reason: Reason
-    queued_at: datetime
+    queued_at: Moment
 
     @model_validator(mode="after")
     def _derived_fields_agree(self) -> "JobMessage":

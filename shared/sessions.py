@@ -14,6 +14,7 @@ from shared.transcript import ChunkRef, ErrorRecord, Gap, Segment, SessionRef, T
 
 NOMINAL_CHUNK_SECONDS = 5.0  # of a failed chunk nobody could decode, in a session where none was
 ENGINE = "session"
+MAX_CHUNK_SECONDS = 1e7  # what one chunk says of itself must not push the others out of every clock's range
 MAX_JOINED_SECONDS = 30.0  # of a segment joined over seams: what one window of Whisper's could have held
 LANGUAGES_WITHOUT_SPACES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
 _CLOSING = "\"'”’»)]）」』"
@@ -57,7 +58,10 @@ def combine_chunks(session: Session, *, bucket: str, manifest_etag: str, chunks:
             )
         )
         if isinstance(chunk.result, Transcript):
-            gaps += [_gap(start + gap.start, start + gap.end, gap.reason) for gap in chunk.result.gaps]
+            gaps += [
+                _gap(_place(gap.start, start, duration), _place(gap.end, start, duration), gap.reason)
+                for gap in chunk.result.gaps
+            ]
             if chunk.result.reason and not chunk.result.segments:
                 gaps.append(_gap(start, start + duration, chunk.result.reason))
         else:
@@ -96,7 +100,7 @@ def _nominal_duration(chunks: list[ChunkOutcome]) -> float:
 
 
 def _duration(chunk: ChunkOutcome, nominal: float) -> float:
-    return nominal if chunk.result.duration is None else chunk.result.duration
+    return min(nominal if chunk.result.duration is None else chunk.result.duration, MAX_CHUNK_SECONDS)
 
 
 def _speech(chunks: list[ChunkOutcome], starts: list[float], durations: list[float]) -> tuple[str, list[Segment]]:
@@ -121,15 +125,18 @@ def _speech(chunks: list[ChunkOutcome], starts: list[float], durations: list[flo
 
 
 def _shift(segment: Segment, start: float, duration: float) -> Segment:
-    """Move a segment to its place; nothing of a chunk may reach beyond the chunk's own span."""
+    """Move a segment to its place on the session's time line."""
 
-    def place(seconds: float) -> float:
-        return _round(start + min(max(seconds, 0.0), duration))
+    def placed(what: Segment | Word) -> dict[str, float]:
+        return {"start": _place(what.start, start, duration), "end": _place(what.end, start, duration)}
 
-    words = tuple(
-        Word.model_copy(word, update={"start": place(word.start), "end": place(word.end)}) for word in segment.words
-    )
-    return segment.model_copy(update={"start": place(segment.start), "end": place(segment.end), "words": words})
+    words = tuple(Word.model_copy(word, update=placed(word)) for word in segment.words)
+    return segment.model_copy(update={**placed(segment), "words": words})
+
+
+def _place(seconds: float, start: float, duration: float) -> float:
+    """Where in the session that is; nothing of a chunk may reach beyond the chunk's own span."""
+    return _round(start + min(max(seconds, 0.0), duration))
 
 
 def _is_seamless(first: Transcript, second: Transcript) -> bool:

@@ -3,14 +3,16 @@
 Times are seconds from the start of the file or session, to the millisecond.
 """
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
-from shared.jobs import Options
+from shared.jobs import Moment, Options
 
-Seconds = Annotated[float, PlainSerializer(lambda value: round(value, 3), return_type=float)]
+MAX_SECONDS = 1e13  # a subtitle's clock has ten digits for the hours
+Seconds = Annotated[
+    float, Field(ge=0, le=MAX_SECONDS), PlainSerializer(lambda value: round(value, 3), return_type=float)
+]
 
 
 class _Document(BaseModel):
@@ -94,7 +96,7 @@ class Transcript(_Document):
         description="of a chunk: heard alone (live; so is one without this field), or with its neighbours (stitched)",
     )
     options: Options | None = Field(default=None, description="what was asked for, if it was anything special")
-    created_at: datetime
+    created_at: Moment
     gaps: tuple[Gap, ...] = ()
     reason: str | None = Field(default=None, description="why there is no text, when the audio says so")
 
@@ -116,7 +118,7 @@ class ErrorRecord(_Document):
     attempts: int
     header_etag: str | None = Field(default=None, description="of the chunk 1 that was of no help, if there was one")
     duration: Seconds | None = None
-    created_at: datetime
+    created_at: Moment
 
     def to_json(self) -> bytes:
         return self.model_dump_json(exclude_none=True).encode()

@@ -3,20 +3,25 @@
 The decoder is the real one; the engine is one that can be held still, at the engine's own port.
 """
 
+import asyncio
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from gpu_server.decode_pool import DecodePool
+from gpu_server.decoding import Limits
+from gpu_server.doors import CrowdDoor
 from gpu_server.engines import EngineFault
-from gpu_server.readiness import Phase
+from gpu_server.readiness import Phase, Readiness
 from gpu_server.settings import ServerSettings
 from shared.errors import InputRefused, SettingsError
 from shared.jobs import Job
@@ -113,6 +118,31 @@ def test_a_full_server_says_so_at_once_and_stays_healthy_in_the_callers_eyes(ser
     assert served.client.get("/health").status_code == 200
 
 
+def test_a_crowd_is_told_when_to_come_again_and_others_may_look() -> None:
+    async def crowd() -> None:
+        leave = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] == "POST":
+                await leave.wait()
+            await Response("done")(scope, receive, send)
+
+        door = CrowdDoor(app, most=2, readiness=Readiness(1))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://server") as client:
+            inside = [asyncio.create_task(client.post("/transcribe-s3")) for _ in range(2)]
+            while (answer := await asyncio.wait_for(client.post("/transcribe-s3"), 20)).status_code != 429:
+                pass
+            assert answer.json()["type"] == "/problems/crowded"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert read_answer(answer).said is Said.BUSY
+            assert (await client.get("/health")).text == "done"
+            leave.set()
+            assert {(await one).status_code for one in inside} == {200}
+            assert (await client.post("/transcribe-s3")).status_code == 200
+
+    asyncio.run(crowd())
+
+
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.DRAINING, Phase.BROKEN])
 def test_a_server_that_would_take_no_job_is_not_healthy_but_lives(served: Served, phase: Phase) -> None:
     served.readiness.phase = phase
@@ -203,7 +233,15 @@ def test_a_copy_of_the_transcript_can_be_asked_for(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"s3_input_path": 3}, {"s3_input_path": "s3://audio-bucket/a.mp3", "typo": 1}, []]
+    "body",
+    [
+        {},
+        [],
+        {"s3_input_path": 3},
+        {"s3_input_path": "s3://audio-bucket/a.mp3", "typo": 1},
+        {"s3_input_path": "s3://audio-bucket/a.mp3", "wait": "no"},
+        {"s3_input_path": "s3://audio-bucket/a.mp3", "word_timestamps": 0},
+    ],
 )
 def test_a_request_that_cannot_be_understood_is_400(served: Served, body: object) -> None:
     answer = served.post("/transcribe-s3", json=body)
@@ -238,6 +276,14 @@ def test_an_etag_may_be_quoted_and_an_empty_one_is_none(served: Served, quote: s
     assert served.from_s3(etag="").json()["source"]["etag"] == etag
     assert served.from_s3(etag=quote.format(etag)).json()["source"]["etag"] == etag
     assert served.from_s3(etag=quote.format("other"), return_text=False).json()["status"] == "superseded"
+
+
+@pytest.mark.parametrize("etag", ["a\r\nX-Evil: 1", "a\n", "ü", "a b", 'a"b', "\x00"])
+def test_an_etag_that_no_object_can_have_is_the_callers_mistake(served: Served, etag: str) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    assert served.from_s3(etag=etag).json()["type"] == "/problems/invalid-request"
+    chunk = {"s3_input_path": f"s3://{served.store.bucket}/{KEY}", "etag": etag}
+    assert served.post("/transcribe-session", json={"chunks": [chunk]}).json()["type"] == "/problems/invalid-request"
 
 
 def test_the_version_of_the_audio_is_kept_in_its_transcript(served: Served) -> None:
@@ -356,6 +402,11 @@ def test_a_key_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
         load(ServerSettings)
 
 
+def test_a_wrong_method_is_told_the_right_one(served: Served) -> None:
+    answer = served.client.get("/transcribe-s3", headers={"X-API-Key": API_KEY})
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
 def test_metrics_count_jobs_and_the_recognizers_time(served: Served) -> None:
     served.upload()
     text = served.client.get("/metrics", headers={"X-API-Key": API_KEY}).text
@@ -367,3 +418,20 @@ def test_the_api_describes_itself_with_examples(served: Served) -> None:
     document = served.client.get("/openapi.json", headers={"X-API-Key": API_KEY}).json()
     assert {"/transcribe", "/transcribe-s3", "/transcribe-url", "/health"} <= set(document["paths"])
     assert "s3://" in json.dumps(document["components"]["schemas"]["TranscribeS3"])
+
+
+def test_the_api_says_which_operations_want_a_key_and_what_a_problem_looks_like(served: Served) -> None:
+    document = served.client.get("/openapi.json", headers={"X-API-Key": API_KEY}).json()
+    wants = {
+        path: bool(operation["security"]) for path, ways in document["paths"].items() for operation in ways.values()
+    }
+    assert {path for path, wanted in wants.items() if not wanted} == {"/health"}
+    full = document["paths"]["/transcribe-s3"]["post"]["responses"]["429"]
+    assert full["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+    assert "Retry-After" in full["headers"]
+    assert set(document["components"]["schemas"]["Problem"]["required"]) == {"type", "title", "status", "detail"}
+
+
+def test_a_server_without_keys_does_not_claim_to_want_one(store: MemoryStore, tmp_path: Path) -> None:
+    served = Served(store, DecodePool(workers=1, limits=Limits()), tmp_path, auth="off")
+    assert "securitySchemes" not in served.app.openapi()["components"]

@@ -221,6 +221,7 @@ def test_limits_on_channels_and_rate(tmp_path: Path) -> None:
     assert decoded(flac, tmp_path).duration == pytest.approx(1, abs=0.01)
     assert refusal(flac, tmp_path, limits=Limits(max_channels=2)) is decoding.TooManyChannels
     assert refusal(flac, tmp_path, limits=Limits(max_rate=96_000)) is decoding.RateTooHigh
+    assert refusal(flac, tmp_path, limits=Limits(min_rate=200_000)) is decoding.RateTooLow
 
 
 @pytest.mark.parametrize("error", MediaError.__subclasses__())

@@ -332,6 +332,31 @@ def test_a_stalled_combiner_cannot_put_an_older_view_over_a_newer_one(store: Mem
     assert store.objects[SESSION.derived_key("txt")][0] == b"new\n"
 
 
+def test_a_combiner_that_stalls_with_an_older_manifest_cannot_put_its_view_over_a_newer_one(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    """Found by the simulation: the manifest was read before the session that it would have replaced."""
+    recording = Recording(store)
+    recording.chunk(1, "one", tmp_path)
+    recording.chunk(2, "two", tmp_path)
+    recording.manifest(1)
+    written: list[str | None] = []
+
+    def overtake(name: str, key: str, when: str) -> None:
+        if (name, key, when) == ("get", SESSION.manifest_key, "after"):
+            store.hook = note
+            recording.manifest(2)
+            recording.new_combiner().combine(SESSION)
+
+    def note(name: str, key: str, when: str) -> None:
+        if (name, key, when) == ("put", SESSION.output_key, "after"):
+            written.append(text_of(recording))
+
+    store.hook = overtake
+    recording.combine()
+    assert written == ["one two"]
+
+
 def test_a_session_write_whose_answer_was_lost_is_announced(store: MemoryStore, tmp_path: Path) -> None:
     """The SDK's own retry of a write that had worked is answered with 412."""
     recording = Recording(store)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.errors import BadEvent, BadMessage
 from shared.events import NotAnUpload, Upload, Wake, parse_letter, parse_upload, unwrap_events
-from shared.jobs import Job, JobMessage, Reason
+from shared.jobs import Job, JobMessage, Options, Reason
 
 keys = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=100)
 
@@ -50,12 +50,21 @@ def test_an_application_event_may_ask_for_the_batch_and_a_language() -> None:
     assert upload.options.language == "de"
 
 
+@pytest.mark.parametrize(("given", "meant"), [("en-US", "en"), (" DE_at", "de"), ("en -US", "en"), ("-", None)])
+def test_a_language_is_its_code_without_a_region(given: str, meant: str | None) -> None:
+    once = Options(language=given)
+    assert once.language == meant
+    assert Options(language=once.language) == once
+
+
 @pytest.mark.parametrize(
     "event",
     [
         {"Event": "s3:TestEvent"},
         {"source": "aws.s3", "detail-type": "Object Deleted", "detail": {}},
         {"source": "someone.else", "detail-type": "Whatever", "detail": {}},
+        {"source": ["aws.s3"], "detail-type": {}},
+        {"source": "audio.upload", "detail-type": []},
     ],
 )
 def test_events_that_are_not_uploads_are_left_alone(event: dict[str, Any]) -> None:
@@ -74,6 +83,10 @@ def test_events_that_are_not_uploads_are_left_alone(event: dict[str, Any]) -> No
         {"source": "audio.upload", "detail-type": "Audio Uploaded", "detail": {}},
         {"s3_key": "a.mp3"},
         {"s3_bucket": "audio-bucket", "s3_key": ""},
+        s3_event("a.mp3", etag="e1\r\nX-Evil: 1"),
+        s3_event("a.mp3", etag="e" * 257),
+        s3_event("a.mp3", size=-1),
+        s3_event("a.mp3", **{"version-id": "v" * 1025}),
     ],
 )
 def test_a_malformed_event_is_a_typed_error(event: Any) -> None:
@@ -109,7 +122,14 @@ def test_one_reader_knows_every_letter() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": 2}, {"output_key": "worker-code/latest.json"}, {"job_id": "0"}, {"key": ""}, {"key": "photo.jpg"}],
+    [
+        {"version": 2},
+        {"output_key": "worker-code/latest.json"},
+        {"job_id": "0"},
+        {"key": ""},
+        {"key": "photo.jpg"},
+        {"etag": "e1\n", "job_id": Job.model_construct(bucket="audio-bucket", key="a.mp3", etag="e1\n").job_id},
+    ],
 )
 def test_a_message_that_names_another_output_or_version_is_refused(change: dict[str, Any]) -> None:
     job = Job(bucket="audio-bucket", key="a.mp3", etag="e1")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from shared.jobs import Job
 from shared.keys import ChunkKey, Session
 from shared.sessions import MAX_JOINED_SECONDS, ChunkOutcome, combine_chunks, seconds_by_route
-from shared.transcript import ErrorRecord, ObjectRef, SessionRef, Transcript
+from shared.subtitles import render
+from shared.transcript import ErrorRecord, Gap, ObjectRef, SessionRef, Transcript, read_transcript
 from tests.fakes import EPOCH, transcript_for
 
 SESSION = Session("u", "s")
@@ -100,6 +101,16 @@ def test_every_second_is_a_chunks(chunks: list[ChunkOutcome]) -> None:
         assert abs(ref.start - position) < 0.001 * len(chunks) + 1e-6
         position = ref.start + ref.duration
     assert abs(position - session.duration) < 0.002
+
+
+def test_one_chunks_absurd_numbers_leave_the_session_readable() -> None:
+    wrong = transcribed(1, duration=1e13)
+    assert isinstance(wrong.result, Transcript)
+    gap = Gap(start=0, end=1e13, reason="truncated")
+    session = combined([replace(wrong, result=wrong.result.model_copy(update={"gaps": (gap,)})), failed(2, 1e13)])
+    assert read_transcript(session.to_json()) == session
+    assert render(session, "srt")
+    assert session.gaps[0].end <= session.duration
 
 
 def test_a_silent_chunk_takes_its_time() -> None:

@@ -5,8 +5,11 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.jobs import Job
 from shared.transcript import ErrorRecord, ObjectRef, Segment, Transcript, Word, read_error_record, read_transcript
-from tests.fakes import EPOCH
+from tests.fakes import EPOCH, transcript_for
+
+JOB = Job(bucket="audio-bucket", key="a.mp3", etag="e")
 
 seconds = st.floats(0, 1e5).map(lambda value: round(value, 3))
 words = st.builds(Word, word=st.text(), start=seconds, end=seconds, score=st.none() | st.floats(0, 1))
@@ -53,6 +56,20 @@ def test_times_are_written_to_the_millisecond_and_fields_of_others_are_kept() ->
     assert transcript is not None
     document = json.loads(transcript.to_json())
     assert (document["duration"], document["theirs"]) == (1.235, [1])
+
+
+def test_a_time_no_clock_can_show_is_not_read() -> None:
+    body = transcript_for(JOB).to_json()
+    for wrong in (b"1e999", b"-1", b"NaN", b"1e14"):
+        assert read_transcript(body.replace(b'"duration":5.0', b'"duration":' + wrong)) is None
+        assert read_transcript(body.replace(b'"start":0.0', b'"start":' + wrong)) is None
+
+
+def test_a_date_without_a_zone_is_of_utc() -> None:
+    body = transcript_for(JOB).to_json().replace(b"2026-01-01T00:00:00Z", b"2026-01-01T00:00:00")
+    read = read_transcript(body)
+    assert read is not None
+    assert read.created_at == EPOCH
 
 
 def test_what_cannot_be_read_is_none() -> None:
