@@ -7,7 +7,7 @@ PIP := -q --disable-pip-version-check --no-compile --require-hashes
 SHELL_FILES := .ci/run $(sort $(shell find infra requirements -name '*.sh'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install up down worker report dlq backfill bench bench-drain simulate deploy deploy-core deploy-check destroy image-check lint format lock clean
+.PHONY: help demo test install up down worker report dlq backfill bench bench-drain simulate faults deploy deploy-core deploy-check destroy image-check lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench-drain: $(VENV)/.dev $(VENV)-aws/.installed ## a queue of 20 sessions drain
 
 simulate: $(VENV)/.dev ## a day of uploads through launcher, queue and fleet, up to 10 million (ARGS="--help")
 	@$(BIN)/python -m bench.simulation $(ARGS)
+
+faults: $(VENV)/.dev $(VENV)-aws/.installed ## nothing is lost or wrong under fire: hours of it, with a table (ARGS="chaos --seed 7")
+	@$(BIN)/python -m tests.faults $(or $(ARGS),all)
 
 lint: $(VENV)/.dev ## ruff, mypy, shellcheck and shfmt
 	@$(BIN)/shfmt -i 2 -ci -d $(SHELL_FILES)

@@ -2,12 +2,15 @@
 
 import hashlib
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shared.chunk_writer import write_transcript
 from shared.jobs import Job, JobMessage, Reason
@@ -73,7 +76,9 @@ class MemoryStore:
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         with self._call("list", prefix):
             items = sorted(self.objects.items())
-            found = [info for key, (_, info) in items if key.startswith(prefix) and key > after]
+            found = [  # a listing tells no metadata
+                replace(info, metadata={}) for key, (_, info) in items if key.startswith(prefix) and key > after
+            ]
         return iter(found)
 
     def _write(self, key: str, body: bytes, metadata: dict[str, str]) -> str:
@@ -105,26 +110,43 @@ class _Call:
 
 @dataclass
 class MemoryQueue:
-    """The sending half, and enough of the receiving one for a drain. `broken`: every call fails."""
+    """`Queue` with SQS's semantics, as AWS documents them. `broken`: every call fails.
+
+    By `clock` (seconds) it knows when what is held or delayed may be received again. By itself time stands still, and
+    `at_once` seconds or less pass at once: nobody waits for a message that is given back.
+
+    A message that was received `most_receives` times goes to `dead_letters` instead of being received once more.
+    """
 
     url: str = "memory/jobs"
     sent: list[tuple[str, int]] = field(default_factory=list)
     attributes: list[dict[str, str]] = field(default_factory=list)
-    visible: list[Message] = field(default_factory=list)
-    held: dict[str, Message] = field(default_factory=dict)
+    visible: list[Message] = field(default_factory=list)  # each with the receipt of its last receive
+    held: dict[str, Message] = field(default_factory=dict)  # by receipt
+    delayed: dict[str, Message] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
     broken: bool = False
+    clock: Callable[[], float] = lambda: 0.0
+    at_once: int = 60
+    dead_letters: "MemoryQueue | None" = None
+    most_receives: int = 1000
+    _due: dict[str, float] = field(default_factory=dict, init=False)  # when a receipt's message is visible again
+    _receipts: set[str] = field(default_factory=set, init=False)  # all that were ever given
+    _lock: Any = field(default_factory=threading.RLock, init=False, repr=False)
 
     def send(self, job: Job, reason: Reason, *, delay: int = 0) -> None:
         self.send_raw(JobMessage.of(job, reason).to_json(), delay=delay)
 
     def send_raw(self, body: str, *, delay: int = 0, attributes: dict[str, str] | None = None) -> None:
-        self._check()
-        self.sent.append((body, delay))
-        self.attributes.append(attributes or {})
-        if not delay:
+        with self._call():
+            self.sent.append((body, delay))
+            self.attributes.append(attributes or {})
             name = f"m{len(self.sent)}"
-            self.visible.append(Message(name, name, body, 0, attributes or {}, EPOCH))
+            message = Message(name, name, body, 0, attributes or {}, EPOCH)
+            if delay:
+                self._hide(self.delayed, message, delay)
+            else:
+                self.visible.append(message)
 
     def send_all(self, jobs: Sequence[Job], reason: Reason) -> None:
         assert len(jobs) <= MAX_BATCH
@@ -132,36 +154,74 @@ class MemoryQueue:
             self.send(job, reason)
 
     def receive(self, *, most: int, wait: int, visibility: int) -> list[Message]:
-        self._check()
-        most = min(most, MAX_RECEIVE)
-        taken, self.visible = self.visible[:most], self.visible[most:]
-        taken = [replace(message, receive_count=message.receive_count + 1) for message in taken]
-        self.held |= {message.receipt: message for message in taken}
-        return taken
+        with self._call():
+            self._bury()
+            most = min(most, MAX_RECEIVE)
+            taken, self.visible = self.visible[:most], self.visible[most:]
+            received = []
+            for message in taken:
+                count = message.receive_count + 1
+                received.append(replace(message, receive_count=count, receipt=f"{message.id}, receive {count}"))
+            for message in received:
+                self._receipts.add(message.receipt)
+                self._hide(self.held, message, visibility)
+            return received
 
     def extend(self, message: Message, seconds: int) -> None:
-        self._check()
-        if message.receipt in self.held and seconds <= 60:  # given back, sooner or later
-            self.visible.append(self.held.pop(message.receipt))
+        with self._call():
+            if message.receipt not in self.held:
+                raise QueueUnavailable(f"{message.id} is not in flight by this receipt")
+            if seconds <= self.at_once:
+                self.visible.append(self.held.pop(message.receipt))
+            else:
+                self._hide(self.held, message, seconds)
 
     def delete(self, message: Message) -> None:
-        self._check()
-        self.held.pop(message.receipt, None)
-        self.deleted.append(message.id)
+        """A receipt from before the last receive deletes nothing, and SQS does not say so."""
+        with self._call():
+            if message.receipt not in self._receipts:
+                raise QueueUnavailable(f"{message.receipt} is no receipt")
+            left = [one for one in self.visible if one.receipt != message.receipt]  # its lease is over, it is not
+            if self.held.pop(message.receipt, None) or len(left) < len(self.visible):
+                self.visible = left
+                self.deleted.append(message.id)
 
     def delete_all(self, messages: Sequence[Message]) -> None:
+        refused: list[QueueUnavailable] = []
         for message in messages:
-            self.delete(message)
+            try:
+                self.delete(message)
+            except QueueUnavailable as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
 
     def backlog(self) -> Backlog:
-        return Backlog(len(self.visible), len(self.held), 0)
+        with self._call():
+            return Backlog(len(self.visible), len(self.held), len(self.delayed))
 
     def reasons(self) -> list[Reason]:
         return [JobMessage.model_validate_json(body).reason for body, _ in self.sent]
 
-    def _check(self) -> None:
-        if self.broken:
-            raise QueueUnavailable("SQS is down")
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with self._lock:
+            if self.broken:
+                raise QueueUnavailable("SQS is down")
+            for hidden in (self.held, self.delayed):
+                for receipt in [receipt for receipt in hidden if self._due.get(receipt, math.inf) <= self.clock()]:
+                    self.visible.append(hidden.pop(receipt))
+            yield
+
+    def _hide(self, among: dict[str, Message], message: Message, seconds: int) -> None:
+        among[message.receipt] = message
+        self._due[message.receipt] = self.clock() + seconds
+
+    def _bury(self) -> None:
+        if self.dead_letters is not None:
+            dead = [message for message in self.visible if message.receive_count >= self.most_receives]
+            self.visible = [message for message in self.visible if message.receive_count < self.most_receives]
+            self.dead_letters.visible += dead
 
 
 @dataclass

@@ -1,0 +1,311 @@
+"""The faults of processes, of the GPU, of events and of messages, by kind; each says how often it happened."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared.queues import Queue
+from tests.faults.chaos.drills import CHUNKS, Drill, Fault
+from tests.faults.chaos.impostors import IMPOSTORS, Answer, Impostor
+from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
+from tests.faults.chaos.rules import AWS, DOOR, at_rate
+from tests.faults.chaos.system import RECEIVES
+
+FROZEN_SECONDS = 5.0  # longer than a lease
+FULL_BYTES = 2048  # of a file, on a disk without room
+UNEXPECTED = "Something failed on the server."  # its answer to what it has no words for
+JUMP_SECONDS = 60.0  # in which it must
+JUMPED = "the clock jumped"
+CALLS = 4  # of a worker at a broken server, its looks at the health included
+AT_WORKERS = (
+    "server accepts and never answers",
+    "server hangs with the job",
+    "server resets",
+    "server says 200 and garbage",
+    "server says 401",
+    "server's health flaps",
+)
+POISON = '{"version": 99}'
+
+
+def _signalled(program: Callable[[Drill], Program], number: signal.Signals) -> Fault:
+    def fault(drill: Drill) -> int:
+        drill.upload()
+        drill.moment()
+        program(drill).kill(number)
+        return 1
+
+    return fault
+
+
+def _server(drill: Drill) -> Program:
+    return drill.system.server
+
+
+def _worker(drill: Drill) -> Program:
+    """Once it has something in its hands."""
+    queue = Queue(drill.system.sqs, drill.system.queues.jobs)
+    eventually(lambda: queue.backlog().in_flight or drill.lambdas.is_idle(), "a message in the worker's hands")
+    return drill.system.worker
+
+
+def _kill_function(drill: Drill) -> int:
+    drill.system.levers.pull("gpu slow", CHUNKS)
+    drill.upload()
+    before = drill.lambdas.killed
+    eventually(lambda: drill.lambdas.kill(drill.choice) or drill.lambdas.is_idle(), "a function at work")
+    return drill.lambdas.killed - before
+
+
+def _kill_decoders(drill: Drill) -> int:
+    """The children of the server's fork server."""
+    killed = 0
+    drill.upload()
+    while not drill.lambdas.is_idle():
+        for child in children(drill.system.server.pid):
+            killed += sum(signal_quietly(decoder, signal.SIGKILL) for decoder in children(child))
+        time.sleep(drill.choice.uniform(0.1, 0.5))
+    return killed
+
+
+def _frozen(program: Callable[[Drill], Program]) -> Fault:
+    def fault(drill: Drill) -> int:
+        drill.upload()
+        drill.moment()
+        frozen = program(drill)
+        frozen.kill(signal.SIGSTOP)
+        time.sleep(FROZEN_SECONDS)
+        frozen.kill(signal.SIGCONT)
+        return 1
+
+    return fault
+
+
+def _restart_aws(drill: Drill) -> int:
+    drill.upload()
+    drill.moment()
+    drill.system.restart_aws()
+    return 1
+
+
+def _disk_full(drill: Drill) -> int:
+    """No file of the server's can be written, its log neither: so it is the router's that tells."""
+
+    def refused() -> int:
+        return drill.lambdas.log.read_text().count(UNEXPECTED) if drill.lambdas.log.exists() else 0
+
+    before = refused()
+    drill.system.server.limit_files(FULL_BYTES)
+    drill.upload()
+    drill.system.settle()
+    return refused() - before
+
+
+def _clock(program: Callable[[Drill], Program]) -> Fault:
+    """In a system whose programs have `clock` on their path."""
+
+    def fault(drill: Drill) -> int:
+        return _jumps(program(drill).log, lambda: _signalled(program, signal.SIGUSR2)(drill))
+
+    return fault
+
+
+def _clock_of_functions(drill: Drill) -> int:
+    def jump() -> None:
+        drill.upload()
+        eventually(lambda: drill.lambdas.signal_all(signal.SIGUSR2) or drill.lambdas.is_idle(), "a function at work")
+
+    drill.system.levers.pull("gpu slow", CHUNKS)
+    return _jumps(drill.lambdas.log, jump)
+
+
+def _jumps(log: Path, jump: Callable[[], object]) -> int:
+    """How many clocks jumped, as their programs say once they come to it."""
+    before = log.read_text().count(JUMPED) if log.exists() else 0
+    jump()
+    return eventually(lambda: log.read_text().count(JUMPED) - before, "a clock that jumped", seconds=JUMP_SECONDS)
+
+
+def _gpu(kind: str, times: int, *, slow: int = 0) -> Fault:
+    """`slow`: batches that take their time before, so that the windows behind them share one."""
+
+    def fault(drill: Drill) -> int:
+        drill.system.levers.pull("gpu slow", slow)
+        drill.system.levers.pull(kind, times)
+        drill.upload()
+        drill.system.settle()
+        return times - drill.system.levers.left(kind)
+
+    return fault
+
+
+def _impostor(answer: Answer) -> Fault:
+    def fault(drill: Drill) -> int:
+        with Impostor(answer) as bad:
+            drill.lambdas = drill.system.new_lambdas(CHUNKS, FAST_API_SERVER_URL=bad.url)
+            try:
+                drill.upload()
+                eventually(drill.lambdas.is_idle, "all events are handled")
+            finally:
+                drill.lambdas.close()
+        return bad.calls
+
+    return fault
+
+
+def _worker_at(answer: Answer) -> Fault:
+    """A worker whose server is broken, until it is replaced by one of ours."""
+
+    def fault(drill: Drill) -> int:
+        system = drill.system
+        system.worker.stop()
+        drill.upload(by_queue=True)
+        system.settle()
+        with Impostor(answer) as bad:
+            brief = {"JOB_TIMEOUT": "2", "SERVER_WAIT": "2", "DRAIN_TIMEOUT": "1"}  # seconds
+            worker = system.new_worker(FAST_API_SERVER_URL=bad.url, **brief)
+            worker.start()
+            eventually(lambda: bad.calls >= CALLS, "the worker asks its server")
+            drill.moment()
+            worker.close()
+        system.worker.start()
+        return bad.calls
+
+    return fault
+
+
+def _lost_event(drill: Drill) -> int:
+    drill.upload(unannounced=[drill.choice.randint(1, CHUNKS)])
+    return 1
+
+
+def _late_manifest(drill: Drill) -> int:
+    drill.upload(manifest=None)
+    drill.system.settle()
+    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
+    return 1
+
+
+def _lost_manifest_event(drill: Drill) -> int:
+    drill.upload(manifest=None)
+    drill.system.producer.manifest(drill.session, CHUNKS)
+    return 1
+
+
+def _wrong_manifest(drill: Drill) -> int:
+    """It says one chunk too many, and then what is true."""
+    drill.upload(manifest=CHUNKS + 1)
+    drill.moment()
+    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
+    return 1
+
+
+def _overwritten(drill: Drill) -> int:
+    drill.upload()
+    drill.moment()
+    drill.announce(drill.chunk(drill.choice.randint(1, CHUNKS), version=2))
+    return 1
+
+
+def _events_of_the_past(drill: Drill) -> int:
+    """A chunk is recorded anew, and only then the event of the version before comes."""
+    index = drill.choice.randint(1, CHUNKS)
+    old = drill.chunk(index)
+    new = drill.chunk(index, version=2)
+    for other in set(range(1, CHUNKS + 1)) - {index}:
+        drill.announce(drill.chunk(other))
+    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
+    drill.announce(new)
+    drill.moment()
+    drill.announce(old)
+    return 1
+
+
+def _poison(drill: Drill) -> int:
+    """A message that nobody can read, between others."""
+    drill.system.sqs.send_message(QueueUrl=drill.system.queues.jobs, MessageBody=POISON)
+    drill.upload()
+    return 1
+
+
+def _dead_letters(drill: Drill) -> int:
+    """Messages that somebody received again and again, and never deleted."""
+    system = drill.system
+    system.worker.stop()
+    drill.upload(by_queue=True)
+    system.settle()
+    dead, jobs = Queue(system.sqs, system.queues.dead), Queue(system.sqs, system.queues.jobs)
+    before = dead.backlog().visible
+    for _ in range((RECEIVES + 1) * CHUNKS * 2):
+        jobs.receive(most=10, wait=0, visibility=0)
+    letters = dead.backlog().visible - before
+    system.worker.start()
+    return letters
+
+
+def _failed_invocations(drill: Drill) -> int:
+    """An event that three tries did not handle is with the failure destination."""
+    record = json.dumps({"version": "1.0", "requestPayload": {"events": []}})
+    drill.system.sqs.send_message(QueueUrl=drill.system.queues.failures, MessageBody=record)
+    lambdas = drill.lambdas
+    drill.lambdas = drill.system.new_lambdas(2, SQS_QUEUE_URL=drill.system.queues.jobs + "-gone")
+    try:
+        drill.upload(by_queue=True)
+        eventually(drill.lambdas.is_idle, "all events are handled")
+        return drill.lambdas.failures
+    finally:
+        drill.lambdas.close()
+        drill.lambdas = lambdas
+
+
+def _of_aws(kind: str) -> Fault:
+    def fault(drill: Drill) -> int:
+        proxy = drill.system.aws if kind in AWS else drill.system.door
+        before = proxy.fired()[kind]
+        proxy.set(at_rate({kind: (AWS | DOOR)[kind]}, 0.5))
+        drill.upload()
+        drill.system.settle()
+        time.sleep(drill.choice.uniform(0.5, 2))  # for the worker to have its part
+        return proxy.fired()[kind] - before
+
+    return fault
+
+
+PROCESSES: dict[str, Fault] = {
+    "kill -9 of the server": _signalled(_server, signal.SIGKILL),
+    "kill -9 of the worker": _signalled(_worker, signal.SIGKILL),
+    "kill -9 of a function": _kill_function,
+    "kill -9 of decoders": _kill_decoders,
+    "SIGTERM to the server": _signalled(_server, signal.SIGTERM),
+    "SIGTERM to the worker": _signalled(_worker, signal.SIGTERM),
+    "server frozen": _frozen(_server),
+    "worker frozen beyond its leases": _frozen(_worker),
+    "AWS away and back": _restart_aws,
+    "disk full": _disk_full,
+    "GPU full with a batch": _gpu("gpu full with a batch", 1, slow=2),
+    "GPU full": _gpu("gpu full", 4),
+    "GPU error": _gpu("gpu error", 2),
+    "GPU broken for good": _gpu("gpu broken", 1),
+    "GPU slow": _gpu("gpu slow", 3),
+}
+CLOCKS: dict[str, Fault] = {
+    "clock of the server jumps": _clock(_server),
+    "clock of the worker jumps": _clock(_worker),
+    "clock of the functions jumps": _clock_of_functions,
+}
+SERVERS: dict[str, Fault] = {kind: _impostor(answer) for kind, answer in IMPOSTORS.items()}
+WORKERS: dict[str, Fault] = {f"worker's {kind}": _worker_at(IMPOSTORS[kind]) for kind in AT_WORKERS}
+EVENTS: dict[str, Fault] = {
+    "event lost": _lost_event,
+    "manifest late": _late_manifest,
+    "manifest's event lost": _lost_manifest_event,
+    "manifest wrong at first": _wrong_manifest,
+    "chunk overwritten": _overwritten,
+    "event of an overwritten version late": _events_of_the_past,
+    "message that nobody can read": _poison,
+    "messages dead": _dead_letters,
+    "invocations failed for good": _failed_invocations,
+}
+OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | DOOR}

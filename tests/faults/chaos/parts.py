@@ -1,0 +1,134 @@
+"""The parts of `make faults` that run on real processes, with their rows of the table."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from tests.faults.chaos import faults, storm
+from tests.faults.chaos.deployed import killed_functions
+from tests.faults.chaos.drills import Ended, Group, groups, run_all
+from tests.faults.chaos.impostors import SLOW
+from tests.faults.chaos.storm import Shape, Storm
+from tests.faults.chaos.system import a_system
+from tests.faults.table import Part, Row
+
+RUNS = 200
+LAMBDAS = 4  # environments of the router in the great runs
+CLOCK_JUMPS = (3 * 3600.0, -3 * 3600.0)  # seconds
+CLOCK_PATH = "tests/faults/chaos/clock"
+AWS_SHAPE = Shape(sessions=10, chunks=10, deliveries=2, seconds=60.0, overwritten=5, late=2)
+
+Say = Callable[[str], None]
+
+
+def processes(*, rounds: int = 3, seed: int, say: Say = lambda line: None) -> Part:
+    """Every fault of a process, the GPU, a server, an event, AWS: one small run each, in every round.
+
+    The few that take two minutes are in the first round only.
+    """
+    kinds = faults.PROCESSES | faults.SERVERS | faults.WORKERS | faults.EVENTS | faults.OF_AWS
+    work: list[Group] = []
+    for number in range(rounds):
+        jump = str(CLOCK_JUMPS[number % len(CLOCK_JUMPS)])
+        work += groups(faults.CLOCKS, seed=seed + number, PYTHONPATH=CLOCK_PATH, CLOCK_JUMP_SECONDS=jump)
+        work += groups(kinds, seed=seed + number)
+        kinds = {kind: fault for kind, fault in kinds.items() if kind not in SLOW}
+    ended: list[Ended] = []
+
+    def tell(one: Ended) -> None:
+        ended.append(one)
+        say(f"{one.seconds:5.1f} s  {one.kind}: {one.fired} times{''.join(f', WRONG: {w}' for w in one.wrong)}")
+
+    run_all(work, tell)
+    for one in killed_functions(rounds, seed=seed):
+        tell(one)
+    return part_of(ended, wanted=RUNS)
+
+
+def part_of(ended: Iterable[Ended], *, wanted: int) -> Part:
+    """A run whose fault did not happen does not count."""
+    ended = list(ended)
+    struck = [one for one in ended if one.fired]
+    wrong = [line for one in ended for line in one.wrong]
+    kinds = Counter[str]()
+    for one in ended:
+        kinds[one.kind] += one.fired
+    slept = sorted(kind for kind, times in kinds.items() if not times)
+    return Part(
+        [
+            Row("fault runs on real processes", f">= {wanted}", f"{len(struck)}", len(struck) >= wanted),
+            Row("violations after them", "0", _count(wrong), not wrong),
+            Row("kinds of fault in them that fired", "all", _share(kinds, slept), not slept),
+            Row("batch runs until all was done, at most", "-", str(max(one.batches for one in ended)), True),
+        ],
+        kinds,
+    )
+
+
+def chaos(shape: Shape, *, seed: int) -> Part:
+    """The great run, and the same uploads with nothing but duplicates."""
+    with a_system(lambdas=LAMBDAS) as system:
+        great = storm.chaos(system, shape, seed=seed)
+    with a_system(lambdas=LAMBDAS, SESSION_FINISH="combine") as system:
+        calm = storm.duplicates(system, replace(shape, overwritten=0), seed=seed)
+    once = len(calm.heard) == calm.heard.total() == calm.uploaded_audio
+    what = (
+        f"chaos: {shape.sessions} sessions, {great.chunks} chunks, {great.deliveries} deliveries, "
+        f"{great.kinds['kill -9 of the worker']} worker, {great.kinds['kill -9 of the server']} server and "
+        f"{great.kinds['kill -9 of a function']} function kill -9, {shape.outage_seconds:.0f} s of 503, "
+        f"{shape.slow_down:.0%} SlowDown, {shape.overwritten} overwritten, {shape.late} late manifests"
+    )
+    lost = great.chunks - great.done
+    return Part(
+        [
+            Row(f"{what}: chunks without a transcript", "0", str(lost), lost == 0),
+            Row("wrong at any instant, or at the end", "0", _seen(great), not great.wrong),
+            Row(
+                "times that a chunk version was heard in it, alone or in its session",
+                "-",
+                f"{great.heard.total() / great.uploaded_audio:.2f}",
+                True,
+            ),
+            Row(
+                f"transcriptions of a chunk version, {calm.deliveries} deliveries of {calm.uploads} uploads, no faults",
+                "1.00",
+                f"{calm.heard.total() / calm.uploaded_audio:.2f}",
+                once,
+            ),
+            Row("wrong at any instant, or at the end, without faults", "0", _seen(calm), not calm.wrong),
+        ],
+        great.kinds,
+    )
+
+
+def aws(shape: Shape = AWS_SHAPE, *, seed: int, rate: float = 0.3) -> Part:
+    """AWS, and the way to the server, fail at `rate`."""
+    with a_system(lambdas=LAMBDAS) as system:
+        run = storm.aws(system, shape, seed=seed, rate=rate)
+    slept = sorted(kind for kind, times in run.kinds.items() if not times)
+    return Part(
+        [
+            Row(
+                f"chunks transcribed in the end, {run.share:.0%} of all requests to AWS failing",
+                "100 %",
+                f"{run.done / run.chunks:.0%} of {run.chunks}",
+                run.done == run.chunks,
+            ),
+            Row("of them while it still failed", "-", f"{run.done_under_fire / run.chunks:.0%}", True),
+            Row("wrong at any instant, or at the end", "0", _seen(run), not run.wrong),
+            Row("kinds of AWS fault that fired", "all", _share(run.kinds, slept), not slept),
+        ],
+        run.kinds,
+    )
+
+
+def _seen(run: Storm) -> str:
+    return f"{_count(run.wrong)} ({run.looks} versions of outputs looked at)"
+
+
+def _count(wrong: list[str]) -> str:
+    return "0" if not wrong else f"{len(wrong)}: {wrong[0]}"
+
+
+def _share(kinds: Counter[str], slept: list[str]) -> str:
+    return f"{len(kinds) - len(slept)} of {len(kinds)}" + (f", not {', '.join(slept)}" if slept else "")

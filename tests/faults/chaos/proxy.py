@@ -1,0 +1,108 @@
+"""`python -m tests.faults.chaos.proxy UPSTREAM PORT`: microburst, and the two things that it cannot do.
+
+- An answer that is lost after the work was done, whatever the operation: microburst's own `abort_bytes: 0` needs an
+  answer with a body, and PutObject's has none. That is the ambiguous write.
+- HEAD keeps its Content-Length, without which boto3's answer has none.
+"""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import httpx
+from aiohttp import web
+from microburst.app import make_app
+from microburst.core.pipeline import Microburst
+from microburst.forward import HOP_BY_HOP, ResponseFault, Upstream
+from microburst.rules import Rule
+
+CONTROL = "/_microburst"
+SECONDS = 60.0  # for an answer about itself, on a machine where all else is at work too
+OWN_FIELDS = {field.name for field in fields(Rule)} | {"rate"}  # of what a rule may say; see microburst.rules
+
+
+class Relay(Upstream):
+    async def relay(
+        self,
+        request: web.Request,
+        body: bytes | None,
+        mutator: ResponseFault | None = None,
+        data: bytes | AsyncIterable[bytes] | None = None,
+    ) -> web.StreamResponse:
+        is_lost = mutator is not None and mutator.abort_bytes == 0
+        if not is_lost and (request.method != "HEAD" or mutator):
+            return await super().relay(request, body, mutator, data)
+        assert self.session
+        async with self.session.request(
+            request.method,
+            self.base_url + request.rel_url.raw_path_qs,
+            headers=self._outbound_headers(request),
+            data=await request.read() if body is None else body,
+            allow_redirects=False,
+        ) as answer:
+            await answer.read()
+            if is_lost and request.transport:
+                request.transport.abort()
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
+            length = {"Content-Length": answer.headers["Content-Length"]} if "Content-Length" in answer.headers else {}
+            return web.Response(status=answer.status, headers=kept | length)
+
+
+class FaultProxy:
+    """The proxy's control, from outside. A fault's kind is the name of its rule."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._kinds: dict[int, str] = {}
+
+    def set(self, rules: Mapping[str, Mapping[str, Any]]) -> None:
+        """These faults from now on, and no others."""
+        for kind, rule in rules.items():
+            check(kind, rule)
+        answer = httpx.post(f"{self.url}{CONTROL}/rules", json=[dict(rule) for rule in rules.values()], timeout=SECONDS)
+        answer.raise_for_status()
+        self._kinds |= {made["id"]: kind for made, kind in zip(answer.json(), rules, strict=True)}
+
+    def clear(self) -> None:
+        self.set({})
+
+    def is_up(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}{CONTROL}/health", timeout=2).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def fired(self) -> Counter[str]:
+        """How often each fault that was ever set has happened; those that never did are in it with 0."""
+        found = Counter(dict.fromkeys(self._kinds.values(), 0))
+        for rule in httpx.get(f"{self.url}{CONTROL}/stats", timeout=SECONDS).json()["by_rule"]:
+            found[self._kinds[rule["id"]]] += rule["fired"]
+        return found
+
+    def share(self) -> float:
+        """Of all requests so far, those that met a fault."""
+        requests = httpx.get(f"{self.url}{CONTROL}/stats", timeout=SECONDS).json()["requests"]
+        return float(requests["faulted"]) / max(1, requests["total"])
+
+
+def check(kind: str, rule: Mapping[str, Any]) -> None:
+    """microburst takes a misspelt field for none, and such a rule for one that fits everything."""
+    unknown = set(rule) - OWN_FIELDS
+    if unknown or not 0 < rule.get("probability", 1.0) <= 1:
+        raise ValueError(f"the rule of {kind!r} is wrong: {unknown or rule['probability']}")
+
+
+def main() -> None:
+    upstream, port = sys.argv[1:]
+    proxy = Microburst(upstream)
+    proxy.upstream = Relay(upstream, stats=proxy.stats)
+    web.run_app(
+        make_app(proxy), host="127.0.0.1", port=int(port), print=None, access_log=None, loop=asyncio.new_event_loop()
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Faults of AWS and of the way to the server, by kind, as microburst's rules (`proxy` has what it lacks)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Rules = dict[str, dict[str, Any]]
+
+
+def _fails(code: str, status: int, **match: Any) -> dict[str, Any]:
+    return {**match, "error": {"code": code, "status": status}}
+
+
+_LOST = {"response": {"abort_bytes": 0}}  # done, and its answer lost
+
+S3: Rules = {
+    "S3 SlowDown on PUT": _fails("SlowDown", 503, service="s3", operation="PutObject"),
+    "S3 SlowDown on GET": _fails("SlowDown", 503, service="s3", operation="GetObject"),
+    "S3 503 on HEAD": _fails("ServiceUnavailable", 503, service="s3", operation="HeadObject"),
+    "S3 500 on list": _fails("InternalError", 500, service="s3", operation="ListObjectsV2"),
+    "S3 500 on PUT": _fails("InternalError", 500, service="s3", operation="PutObject"),
+    "S3 connection reset on GET": {"service": "s3", "operation": "GetObject", "reset": True},
+    "S3 connection reset on PUT": {"service": "s3", "operation": "PutObject", "reset": True},
+    "S3 body truncated": {"service": "s3", "operation": "GetObject", "response": {"truncate_frac": 0.5}},
+    "S3 body breaks off": {"service": "s3", "operation": "GetObject", "response": {"abort_frac": 0.5}},
+    "S3 body corrupted": {"service": "s3", "operation": "GetObject", "response": {"corrupt_bytes": 3}},
+    "S3 body slow": {"service": "s3", "operation": "GetObject", "response": {"bandwidth_kbps": 50}},
+    "S3 late": {"service": "s3", "latency": {"min": 50, "max": 500}},
+    "S3 PUT done, answer lost": {"service": "s3", "operation": "PutObject", **_LOST},
+    "S3 conditional conflict": _fails(
+        "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-none-match": ""}
+    ),
+    "S3 credentials expired": _fails("ExpiredToken", 400, service="s3"),
+    "S3 clock skewed": _fails("RequestTimeTooSkewed", 403, service="s3"),
+}
+SQS: Rules = {
+    "SQS throttles send": _fails("RequestThrottled", 400, service="sqs", operation="SendMessage"),
+    "SQS throttles receive": _fails("ThrottlingException", 400, service="sqs", operation="ReceiveMessage"),
+    "SQS 503 on send": _fails("ServiceUnavailable", 503, service="sqs", operation="SendMessage"),
+    "SQS delete fails": _fails("ServiceUnavailable", 503, service="sqs", operation="DeleteMessageBatch"),
+    "SQS lease not renewed": _fails("InternalError", 500, service="sqs", operation="ChangeMessageVisibility"),
+    "SQS send done, answer lost": {"service": "sqs", "operation": "SendMessage", **_LOST},
+    "SQS receive done, answer lost": {"service": "sqs", "operation": "ReceiveMessage", **_LOST},
+    "SQS delete done, answer lost": {"service": "sqs", "operation": "DeleteMessageBatch", **_LOST},
+    "SQS connection reset": {"service": "sqs", "reset": True},
+    "SQS credentials expired": _fails("ExpiredTokenException", 403, service="sqs"),
+}
+BUS: Rules = {"EventBridge 503": _fails("ServiceUnavailable", 503, service="events", operation="PutEvents")}
+AWS: Rules = S3 | SQS | BUS
+
+DOOR: Rules = {
+    "way to the server: 503": _fails("ServiceUnavailable", 503, service="*"),
+    "way to the server: 429": _fails("TooManyRequests", 429, service="*"),
+    "way to the server: reset before": {"service": "*", "reset": True},
+    "way to the server: answer lost": {"service": "*", **_LOST},
+    "way to the server: answer truncated": {"service": "*", "response": {"truncate_frac": 0.5}},
+    "way to the server: late": {"service": "*", "latency": {"min": 50, "max": 300}},
+}
+
+
+def at_rate(rules: Mapping[str, Mapping[str, Any]], rate: float) -> Rules:
+    """Each request that fits a rule meets it with such a probability that, of all that fit any, `rate` go wrong.
+
+    microburst takes the first rule that fits and whose draw says so. So the n rules of one operation get p each, with
+    1 - (1 - p)**n = rate.
+    """
+    most = max(sum(_meets(one, other) for other in rules.values()) for one in rules.values())
+    probability = 1 - (1 - rate) ** (1 / most)
+    return {kind: {**rule, "probability": probability} for kind, rule in rules.items()}
+
+
+def _meets(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether there are requests that both fit."""
+    names = ("service", "operation")
+    return all(one.get(name) in (None, "*") or other.get(name) in (None, "*", one.get(name)) for name in names)

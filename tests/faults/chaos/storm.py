@@ -1,0 +1,217 @@
+"""Many sessions at once while everything fails: the great run, the run of duplicates alone, and AWS failing at 30 %."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from shared.keys import Session
+from tests.faults.chaos.producer import event, forced
+from tests.faults.chaos.programs import POLL_SECONDS
+from tests.faults.chaos.rules import AWS, DOOR, S3, SQS, Rules, at_rate
+from tests.faults.chaos.system import BUCKET, System
+from tests.faults.chaos.watch import Watch
+from tests.faults.oracle import Upload, transcribed
+
+UNDER_FIRE = 4  # batch runs that may try while the faults go on
+OUTAGE = "S3 503 for a while"
+LOST = ("SQS receive done, answer lost", "SQS send done, answer lost", "SQS delete done, answer lost")
+QUEUED = 0.3  # of the events ask for the batch: there is work for worker and queue all the time
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much of what. `seconds`: in which the uploads come; `spread`: in which the deliveries of one event do."""
+
+    first: int = 1  # number of a session: those of one system differ
+    sessions: int = 20
+    chunks: int = 15  # of one session
+    deliveries: int = 3
+    seconds: float = 100.0
+    spread: float = 15.0
+    overwritten: int = 10
+    late: int = 5  # manifests that come when all else is there
+    worker_kills: int = 10
+    server_kills: int = 5
+    function_kills: int = 5
+    outage_seconds: float = 60.0
+    slow_down: float = 0.05
+
+
+SMALL = Shape(
+    sessions=4,
+    chunks=6,
+    seconds=8.0,
+    spread=3.0,
+    overwritten=2,
+    late=1,
+    worker_kills=1,
+    server_kills=1,
+    function_kills=1,
+    outage_seconds=2.0,
+)
+
+
+@dataclass
+class Storm:
+    """What came of one. `heard`: by the words of a chunk version, how often the recognizer heard it."""
+
+    seconds: float = 0.0
+    chunks: int = 0
+    uploads: int = 0
+    uploaded_audio: int = 0
+    deliveries: int = 0
+    looks: int = 0
+    sessions_seen: int = 0
+    batches: int = 0
+    done_under_fire: int = 0
+    done: int = 0
+    share: float = 0.0  # of the requests to AWS that met a fault
+    wrong: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    heard: Counter[str] = field(default_factory=Counter)
+
+
+@contextmanager
+def _watched(system: System, storm: Storm) -> Iterator[None]:
+    """Every version of every output is looked at; at the end, when all is at rest, the oracle has its say."""
+    began = time.monotonic()
+    with Watch(system.s3, BUCKET, lambda: system.producer.uploads) as watch:
+        yield
+        watch.look()
+    storm.wrong += [*watch.wrong, *system.verdict()]
+    storm.looks, storm.sessions_seen = watch.looks, watch.sessions
+    uploads = system.producer.uploads
+    storm.uploads = len(uploads)
+    storm.uploaded_audio = sum(upload.says is not None for upload in uploads)
+    storm.chunks = len({upload.key for upload in uploads if upload.says})
+    storm.done = transcribed(system.found(), uploads)
+    storm.heard = system.heard()
+    storm.seconds = time.monotonic() - began
+
+
+def chaos(system: System, shape: Shape, *, seed: int) -> Storm:
+    """Everything at once: kills, an outage, throttling, lost answers, duplicates, overwrites, late manifests."""
+    choice, storm = random.Random(seed), Storm()
+    with _watched(system, storm):
+        rules = at_rate({kind: AWS[kind] for kind in ("S3 SlowDown on PUT", "S3 SlowDown on GET")}, shape.slow_down)
+        rules |= at_rate({kind: SQS[kind] for kind in LOST}, 0.1)
+        system.aws.set(rules)
+        attack = threading.Thread(target=_attack, args=(system, shape, rules, storm, random.Random(f"{seed} attack")))
+        attack.start()
+        storm.deliveries = _upload_all(system, shape, choice)
+        attack.join()
+        system.settle()
+        storm.done_under_fire = transcribed(system.found(), system.producer.uploads)
+        storm.kinds.update(system.aws.fired())
+        system.heal()
+        storm.batches = system.rest()
+    storm.kinds["event delivered again"] = storm.deliveries - storm.uploads
+    storm.kinds["chunk overwritten"] = shape.overwritten
+    storm.kinds["manifest late"] = shape.late
+    return storm
+
+
+def duplicates(system: System, shape: Shape, *, seed: int) -> Storm:
+    """The same uploads, each event several times in any order, and nothing else: nothing is heard twice."""
+    choice, storm = random.Random(seed), Storm()
+    with _watched(system, storm):
+        storm.deliveries = _upload_all(system, shape, choice, queued=0.0)
+        system.settle()
+        storm.batches = system.rest()
+    storm.kinds["event delivered again"] = storm.deliveries - storm.uploads
+    return storm
+
+
+def aws(system: System, shape: Shape, *, seed: int, rate: float = 0.3) -> Storm:
+    """AWS and the way to the server fail at `rate`; batch runs try meanwhile, and then one without faults."""
+    choice, storm = random.Random(seed), Storm()
+    with _watched(system, storm):
+        system.aws.set(at_rate(AWS, rate))
+        system.door.set(at_rate(DOOR, rate))
+        storm.deliveries = _upload_all(system, shape, choice)
+        system.settle()
+        for _ in range(UNDER_FIRE):
+            storm.done_under_fire = transcribed(system.found(), system.producer.uploads)
+            if storm.done_under_fire == len({upload.key for upload in system.producer.uploads if upload.says}):
+                break
+            system.batch()
+        storm.kinds.update(system.aws.fired())
+        storm.kinds.update(system.door.fired())
+        storm.share = system.aws.share()
+        system.heal()
+        storm.batches = system.rest()
+    return storm
+
+
+def _upload_all(system: System, shape: Shape, choice: random.Random, *, queued: float = QUEUED) -> int:
+    """All sessions at the same time, chunks in any order, some again; how many deliveries that makes."""
+    producer = system.producer
+    sessions = {
+        number: Session(f"user {number % 5}", f"session {number}")
+        for number in range(shape.first, shape.first + shape.sessions)
+    }
+    places = [(number, index) for number in sessions for index in range(1, shape.chunks + 1)]
+    again = choice.sample(places, shape.overwritten)
+    late = set(choice.sample(sorted(sessions), shape.late))
+    steps = [(choice.uniform(0, 1), place, 1) for place in places]
+    steps += [(choice.uniform(0, 1), (number, 0), 1) for number in sessions if number not in late]
+    steps += [(1.0, place, 2) for place in again] + [(1.1, (number, 0), 1) for number in sorted(late)]
+    # A chunk is recorded again at any time after it was.
+    first = {place: at for at, place, _ in steps}
+    steps = [(choice.uniform(first[place], 1) if version == 2 else at, place, version) for at, place, version in steps]
+    began, deliveries = time.monotonic(), 0
+    for at, (number, index), version in sorted(steps):
+        time.sleep(max(0.0, began + at * shape.seconds - time.monotonic()))  # when the recorder is done with it
+        session = sessions[number]
+        if index:
+            upload = producer.chunk(session, (number, index, version))
+        else:
+            upload = producer.manifest(session, shape.chunks)
+        _announce(system, upload, shape, choice, queued if index else 0.0)
+        deliveries += shape.deliveries
+    return deliveries
+
+
+def _announce(system: System, upload: Upload, shape: Shape, choice: random.Random, queued: float) -> None:
+    made = (forced if choice.random() < queued else event)(BUCKET, upload)
+    for _ in range(shape.deliveries):
+        system.lambdas.invoke(made, after=choice.uniform(0, shape.spread))
+
+
+def _attack(system: System, shape: Shape, rules: Rules, storm: Storm, choice: random.Random) -> None:
+    """Kills at random moments while the uploads come, and in between an outage of S3."""
+    kills = {"kill -9 of the worker": shape.worker_kills, "kill -9 of the server": shape.server_kills}
+    kills |= {"kill -9 of a function": shape.function_kills}
+    steps = [(choice.uniform(0.05, 1.0), kind) for kind, times in kills.items() for _ in range(times)]
+    steps += [(0.3, "outage"), (0.3 + shape.outage_seconds / shape.seconds, "outage is over")]
+    began = time.monotonic()
+    for at, kind in sorted(steps):
+        time.sleep(max(0.0, began + at * shape.seconds - time.monotonic()))  # the moment itself
+        struck = True
+        match kind:
+            case "kill -9 of the worker":
+                system.worker.kill()
+            case "kill -9 of the server":
+                system.server.kill()
+            case "kill -9 of a function":
+                struck = _kill_function(system, shape.spread, choice)
+            case "outage":
+                system.aws.set({OUTAGE: {"service": "s3", "error": S3["S3 503 on HEAD"]["error"]}})
+            case "outage is over":
+                system.aws.set(rules)
+        if kind in kills:
+            storm.kinds[kind] += struck
+
+
+def _kill_function(system: System, seconds: float, choice: random.Random) -> bool:
+    """The next one that is at work; False if none is in so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if system.lambdas.kill(choice):
+            return True
+        time.sleep(POLL_SECONDS)
+    return False

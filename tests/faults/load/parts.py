@@ -1,0 +1,67 @@
+"""The long version of the load tests, with their rows of the table."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.faults.load.rush import OVERLOAD, Rush, Shape, percentile, real_speech, slow_numbers
+from tests.faults.table import Part, Row
+
+BURST = Shape(sessions=40, chunks=25)
+SPEECH = Shape(sessions=12, chunks=10, capacity=8)
+HEALTH_S = 0.2
+REFUSAL_S = 1.0
+GROWTH_BYTES = 512 << 20
+
+Say = Callable[[str], None]
+
+
+def run(*, say: Say = lambda line: None) -> Part:
+    """A burst at an engine of known slowness, and the same at a real one."""
+    rows: list[Row] = []
+    kinds = Counter[str]()
+    for name, start, shape in (("slow engine", slow_numbers, BURST), ("tiny.en", real_speech, SPEECH)):
+        with TemporaryDirectory(prefix="faults-") as home:
+            done = start(Path(home), shape)
+        for wrong in done.wrong:
+            say(f"{name}: {wrong}")
+        say(f"{name}: {dict(done.decisions)} in {done.seconds:.0f} s")
+        rows += _rows(name, done)
+        kinds.update(_kinds(done))
+    return Part(rows, kinds)
+
+
+def _rows(name: str, done: Rush) -> list[Row]:
+    late = percentile(done.refusals, 0.99)
+    health = percentile(done.health, 0.99)
+    silent = sum(one.retry_after is None for one in done.refusals)
+    strange = sum(one.status not in (200, 429, 503) for one in done.posts)
+    untrue = sum((one.status, one.reason) not in ((200, ""), (503, "saturated")) for one in done.health)
+    what = f"{done.uploads:,} uploads at once beside {OVERLOAD} times the capacity, {name}"
+    return [
+        Row(f"{what}: lost or wrong", "0", str(len(done.wrong)), not done.wrong and done.drained == 0),
+        Row(
+            f"refusals in it without Retry-After, or other answers, {name}",
+            "0",
+            f"{silent + strange} of {len(done.posts):,}",
+            not silent and not strange and bool(done.refusals),
+        ),
+        Row(f"p99 of a refusal, {name}", f"< {REFUSAL_S:g} s", f"{late * 1000:.0f} ms", late < REFUSAL_S),
+        Row(
+            f"p99 of /health under full load, {name}", f"< {HEALTH_S:g} s", f"{health * 1000:.0f} ms", health < HEALTH_S
+        ),
+        Row(f"answers of /health that were not true, {name}", "0", f"{untrue} of {len(done.health):,}", not untrue),
+        Row(
+            f"memory that the server grew by, {name}",
+            f"< {GROWTH_BYTES >> 20} MB",
+            f"{done.grown >> 20} MB",
+            done.grown < GROWTH_BYTES,
+        ),
+    ]
+
+
+def _kinds(done: Rush) -> Counter[str]:
+    return Counter(
+        {"overload: refused with 429": len(done.refusals), "overload: sent to the queue": done.decisions["queued"]}
+    )

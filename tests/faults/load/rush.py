@@ -1,0 +1,243 @@
+"""A rush: a burst of uploads through the router's own code, and callers beside it who ask for ten times what there is.
+
+Real processes: the server, the batch worker, a local AWS. The router runs here, as often at once as Lambda would.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from bench.measure import peak_bytes, reset_peak, rss_bytes
+from infra.local import processes, stack
+from router_lambda.discovery import fixed
+from router_lambda.route import Router
+from shared.combine import Combiner
+from shared.keys import Session
+from shared.queues import SEND_CONFIG, Queue
+from shared.server import Limits, ServerClient
+from shared.store import CLIENT_CONFIG, S3Store
+from shared.transcript import Transcript
+from tests.faults.chaos.producer import Producer, event
+from tests.faults.chaos.programs import Program, eventually
+from tests.faults.chaos.system import look, verdict
+from tests.faults.load.clients import Asked, ask_health, post_jobs
+from tests.faults.oracle import Upload, outcome
+
+BUCKET, REGION = "load-audio", "us-east-2"
+DATA, FOLDERS = Path(__file__).parents[2] / "data", ("session-a", "session-b")
+OVERLOAD = 10  # callers for each job that the server takes
+UPLOADERS = 8
+LAMBDA_SECONDS = 120.0  # the router's timeout, as deployed
+DRAIN_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`capacity`: jobs that the server takes at once; `window_seconds`: of its recognizer for one of them.
+
+    `seconds`: that the overload lasts at least.
+    """
+
+    sessions: int = 40
+    chunks: int = 25  # of one session
+    capacity: int = 6
+    window_seconds: float = 0.05
+    seconds: float = 60.0
+
+    @property
+    def callers(self) -> int:
+        return OVERLOAD * self.capacity
+
+
+@dataclass(frozen=True)
+class Rush:
+    """What came of one. `grown`: bytes that the server and its decoders had more at their peak than when idle."""
+
+    uploads: int
+    seconds: float
+    decisions: Counter[str]
+    posts: list[Asked]
+    health: list[Asked]
+    grown: int
+    drained: int
+    wrong: list[str]
+
+    @property
+    def refusals(self) -> list[Asked]:
+        return [one for one in self.posts if one.status in (429, 503)]
+
+
+class Yard:
+    """A local AWS and a server. `server`: the module that runs it, with its settings."""
+
+    def __init__(self, home: Path, server: str, settings: Mapping[str, str]) -> None:
+        self.home = home
+        self.emulator = stack.start_emulator(home, processes.free_port(0))
+        self.s3, self.sqs, self.events = (self._client(name) for name in ("s3", "sqs", "events"))
+        location: Any = {"LocationConstraint": REGION}
+        self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration=location)
+        names = ("jobs", "dlq", "failures")
+        self.queues = {name: self.sqs.create_queue(QueueName=f"load-{name}")["QueueUrl"] for name in names}
+        port = processes.free_port(0)
+        self.url = f"http://127.0.0.1:{port}"
+        self.environment = {
+            **stack.without_aws(os.environ),
+            **stack.root_environment(self.emulator.endpoint, REGION),
+            "AUDIO_BUCKET": BUCKET,
+            "SQS_QUEUE_URL": self.queues["jobs"],
+            "SQS_DLQ_URL": self.queues["dlq"],
+            "SQS_FAILURES_QUEUE_URL": self.queues["failures"],
+            "FAST_API_SERVER_URL": self.url,
+            "FAST_API_HOST": "127.0.0.1",
+            "FAST_API_PORT": str(port),
+            "POWERTOOLS_METRICS_DISABLED": "true",
+            **settings,
+        }
+        self.server = Program(server, environment=self.environment, log=home / "log/server.log")
+
+    def start(self) -> None:
+        self.server.start()
+        client = ServerClient(self.url)
+        eventually(lambda: client.health(Limits(2, 5)).ready, f"a server: {processes.tail(self.server.log, 3)}")
+
+    def close(self) -> None:
+        self.server.close()
+        stack.stop(self.emulator.pid)
+
+    def router(self) -> Router:
+        store = S3Store(self._client("s3", CLIENT_CONFIG), BUCKET)
+        queue = Queue(self._client("sqs", SEND_CONFIG), self.queues["jobs"])
+        return Router(store, queue, Combiner(store, lambda detail: None), fixed((self.url,)), ServerClient)
+
+    def drain(self) -> int:
+        """A batch run, as every night; its exit status."""
+        worker = Program(
+            "batch_worker", "--until-empty", environment=self.environment, log=self.home / "log/worker.log"
+        )
+        return worker.run(seconds=DRAIN_SECONDS)
+
+    def verdict(self, uploads: Sequence[Upload]) -> list[str]:
+        return verdict(look(self.s3, BUCKET, self.emulator.endpoint), uploads)
+
+    def _client(self, service: str, config: Any = None) -> Any:
+        keys = stack.root_environment(self.emulator.endpoint, REGION)
+        return boto3.client(
+            service,
+            region_name=REGION,
+            endpoint_url=self.emulator.endpoint,
+            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+            config=config,
+        )
+
+
+@contextmanager
+def yard(home: Path, server: str, **settings: str) -> Iterator[Yard]:
+    place = Yard(home, server, settings)
+    try:
+        place.start()
+        yield place
+    finally:
+        place.close()
+
+
+def rush(place: Yard, shape: Shape, uploads: Sequence[Upload], check: Callable[[], list[str]]) -> Rush:
+    """All `uploads` are there; now all their events come at once. `check`: what is wrong when all is done."""
+    assert place.server.pid
+    idle = rss_bytes(place.server.pid) or 0
+    reset_peak(place.server.pid)
+    asking, posting, stop = (place.home / name for name in ("asking", "posting", "stop"))
+    jobs = [
+        {"s3_input_path": f"s3://{BUCKET}/{upload.key}", "etag": upload.etag, "return_text": False}
+        for upload in uploads
+        if upload.says is not None
+    ]
+    router = place.router()
+    with (
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as beside,
+        ThreadPoolExecutor(shape.callers) as lambdas,
+    ):
+        health = beside.submit(ask_health, place.url, asking, stop)
+        posts = beside.submit(post_jobs, place.url, jobs, shape.callers, posting, stop)
+        try:
+            eventually(lambda: asking.exists() and posting.exists(), "callers")
+            began = time.monotonic()
+            decided = list(lambdas.map(partial(_handle, router), [event(BUCKET, upload) for upload in uploads]))
+            seconds = time.monotonic() - began
+            time.sleep(max(0.0, shape.seconds - seconds))
+        finally:
+            stop.touch()
+        posted, looked = posts.result(), health.result()
+    drained = place.drain()
+    grown = (peak_bytes(place.server.pid) or 0) - idle
+    return Rush(len(uploads), seconds, Counter(decided), posted, looked, grown, drained, check())
+
+
+def _handle(router: Router, one: dict[str, Any]) -> str:
+    deadline = time.monotonic() + LAMBDA_SECONDS
+    return router.handle(one, remaining=lambda: deadline - time.monotonic()).decision
+
+
+def numbers(place: Yard, shape: Shape) -> list[Upload]:
+    """Upload sessions of spoken numbers, that the recognizer of `tests.faults.load.server` hears."""
+    producer = Producer(place.s3, BUCKET)
+    names = [Session(f"user-{number % 5}", f"session-{number}") for number in range(1, shape.sessions + 1)]
+    with ThreadPoolExecutor(UPLOADERS) as pool:
+        list(
+            pool.map(
+                lambda one: producer.chunk(names[one[0]], (one[0] + 1, one[1], 1)),
+                [(session, chunk) for session in range(shape.sessions) for chunk in range(1, shape.chunks + 1)],
+            )
+        )
+    for name in names:
+        producer.manifest(name, shape.chunks)
+    return producer.uploads
+
+
+def percentile(asked: Sequence[Asked], share: float) -> float:
+    """Seconds within which that share of the answers came."""
+    ordered = sorted(one.seconds for one in asked)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def slow_numbers(home: Path, shape: Shape) -> Rush:
+    settings = {"MAX_IN_FLIGHT": str(shape.capacity), "LOAD_SECONDS": str(shape.window_seconds), "DECODERS": "1"}
+    with yard(home, "tests.faults.load.server", **settings) as place:
+        uploads = numbers(place, shape)
+        return rush(place, shape, uploads, partial(place.verdict, uploads))
+
+
+def speech(place: Yard, shape: Shape) -> list[Upload]:
+    """Upload sessions of real speech, for a real engine: nobody compares the words here."""
+    samples = [path.read_bytes() for folder in FOLDERS for path in sorted((DATA / folder).glob("chunk-*.webm"))]
+    uploads = []
+    for number in range(shape.sessions):
+        session = Session("user", f"session-{number}")
+        for index in range(1, shape.chunks + 1):
+            body = samples[(number + index) % len(samples)]
+            key = f"{session.audio_prefix}chunk-{index}.webm"
+            etag = place.s3.put_object(Bucket=BUCKET, Key=key, Body=body)["ETag"].strip('"')
+            uploads.append(Upload(key, etag, body, says="?"))
+    return uploads
+
+
+def real_speech(home: Path, shape: Shape) -> Rush:
+    """The same rush at `python -m gpu_server` as it is."""
+    with yard(home, "gpu_server", MAX_IN_FLIGHT=str(shape.capacity), ENGINE="faster-whisper") as place:
+        uploads = speech(place, shape)
+        return rush(place, shape, uploads, partial(_unheard, place, uploads))
+
+
+def _unheard(place: Yard, uploads: Sequence[Upload]) -> list[str]:
+    found = look(place.s3, BUCKET, place.emulator.endpoint)
+    return [upload.key for upload in uploads if not isinstance(outcome(found, upload), Transcript)]

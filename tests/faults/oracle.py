@@ -1,0 +1,244 @@
+"""The invariants, checked from outside: S3, the queues, and the list of what was uploaded. Nothing else is believed.
+
+Pure functions. Each returns what is wrong, in words, and nothing when all is well.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from shared.errors import BadMessage
+from shared.events import Upload as Event
+from shared.events import parse_letter
+from shared.jobs import JobMessage
+from shared.keys import DERIVED_FORMATS, ChunkKey, FileKey, ManifestKey, ParsedKey, Session, parse_key, session_of
+from shared.manifest import parse_manifest
+from shared.sessions import ChunkOutcome, combine_chunks
+from shared.store import StoredObject
+from shared.subtitles import render
+from shared.transcript import ErrorRecord, ObjectRef, SessionRef, Transcript, read_error_record, read_transcript
+
+REPORTS = "reports/batch/"
+Result = Transcript | ErrorRecord
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One version of one object that a producer wrote. `says`: the words of audio; None for a manifest."""
+
+    key: str
+    etag: str
+    body: bytes
+    says: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in the bucket, and the bodies of all messages in the queues, dead letters included."""
+
+    bucket: str
+    objects: Mapping[str, StoredObject]
+    messages: Sequence[str]
+
+
+def violations(found: Found, uploads: Sequence[Upload]) -> list[str]:
+    """Every invariant, of a system that is at rest."""
+    checks = (_lost_or_twice, _strange_keys, _foreign_words, _sessions)
+    return [wrong for check in checks for wrong in check(found, uploads)]
+
+
+def transcribed(found: Found, uploads: Sequence[Upload]) -> int:
+    """How many audio objects have a transcript of their latest version."""
+    return sum(isinstance(outcome(found, upload), Transcript) for upload in latest(uploads).values() if upload.says)
+
+
+def latest(uploads: Sequence[Upload]) -> dict[str, Upload]:
+    """By key, in the order of the first upload of each."""
+    return {upload.key: upload for upload in uploads}
+
+
+def outcome(found: Found, upload: Upload) -> Result | None:
+    """The transcript of this very version, else its recorded failure."""
+    return next(iter(_outcomes(found, upload).values()), None)
+
+
+def _outcomes(found: Found, upload: Upload) -> dict[str, Result]:
+    """What there is of this version, by the key it lies at: the transcript first."""
+    names = parse_key(upload.key)
+    assert isinstance(names, ChunkKey | FileKey)
+    results: dict[str, Result] = {}
+    for key, read in ((names.output_key, read_transcript), (names.error_key, read_error_record)):
+        result = read(found.objects[key].body) if key in found.objects else None
+        source = result and result.source
+        if result and isinstance(source, ObjectRef) and (source.key, source.etag) == (upload.key, upload.etag):
+            results[key] = result
+    return results
+
+
+def _lost_or_twice(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
+    """Exactly one of: transcript, recorded failure, message."""
+    waiting = _waiting(found)
+    for upload in latest(uploads).values():
+        stored = found.objects.get(upload.key)
+        if stored is None or stored.etag != upload.etag:
+            yield f"{upload.key}: the upload itself is not what it was"
+        if upload.says is None:
+            continue
+        places = list(_outcomes(found, upload))
+        if waiting.get(upload.key, set()) & {upload.etag, None}:
+            places.append("a queue")
+        if not places:
+            yield f"{upload.key}: lost"
+        elif len(places) > 1:
+            yield f"{upload.key}: in {len(places)} places: {', '.join(places)}"
+
+
+def _waiting(found: Found) -> dict[str, set[str | None]]:
+    """The keys that messages ask for, each with its ETags; None where a message does not say."""
+    waiting: defaultdict[str, set[str | None]] = defaultdict(set)
+    for body in found.messages:
+        try:
+            letters = parse_letter(json.loads(body))
+        except (BadMessage, ValueError):
+            continue  # nobody will do anything for that one
+        for letter in letters:
+            if isinstance(letter, JobMessage | Event):
+                waiting[letter.key].add(letter.etag)
+    return waiting
+
+
+def _strange_keys(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
+    """Nothing lies outside the keys that follow from what was uploaded."""
+    expected = {key for upload in uploads for key in (upload.key, *_outputs(parse_key(upload.key)))}
+    for key in found.objects:
+        if key not in expected and not key.startswith(REPORTS):
+            yield f"{key}: nothing that was uploaded has its result there"
+
+
+def _outputs(names: ParsedKey) -> tuple[str, ...]:
+    own = (names.output_key, names.error_key) if isinstance(names, ChunkKey | FileKey) else ()
+    session = session_of(names)
+    if session is None:
+        return own
+    derived = (session.derived_key(extension) for extension in DERIVED_FORMATS)
+    return (*own, session.output_key, session.error_key, *derived)
+
+
+def _foreign_words(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
+    """Every chunk's outcome is of an input that existed, and says what that one says."""
+    for upload in latest(uploads).values():
+        names = parse_key(upload.key)
+        if isinstance(names, ChunkKey | FileKey):
+            for key in (names.output_key, names.error_key):
+                if key in found.objects:
+                    yield from wrong_outcome(key, found.objects[key].body, uploads)
+
+
+def wrong_outcome(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[str]:
+    """Of one chunk's or file's transcript or recorded failure, at any instant."""
+    result = read_error_record(body) if key.endswith(".error.json") else read_transcript(body)
+    source = result.source if result else None
+    if result is None or not isinstance(source, ObjectRef):
+        yield f"{key}: nobody can read it, or it names no source"
+        return
+    upload = next((one for one in uploads if (one.key, one.etag) == (source.key, source.etag)), None)
+    if upload is None:
+        yield f"{key}: made from {source.key} {source.etag}, which never existed"
+    elif key not in _outputs(parse_key(upload.key))[:2]:
+        yield f"{key}: made from {source.key}, whose place is another"
+    elif isinstance(result, Transcript) and result.text != upload.says:
+        yield f"{key}: says {result.text!r}, its audio {upload.says!r}"
+
+
+def _sessions(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
+    """A complete session has the transcript that follows from its chunks, and an open one has none of this state."""
+    waiting = _waiting(found)
+    newest = latest(uploads)
+    for upload in newest.values():
+        names = parse_key(upload.key)
+        if not isinstance(names, ManifestKey):
+            continue
+        session = names.session
+        if session.output_key in found.objects:
+            yield from wrong_session(session.output_key, found.objects[session.output_key].body, uploads)
+        if any(key.startswith(session.audio_prefix) for key in waiting):
+            continue  # whoever has the message completes it
+        chunks = _chunks(found, session, newest, parse_manifest(upload.body).chunk_count)
+        if chunks is not None:
+            yield from _not_combined(found, session, upload.etag, chunks)
+
+
+def _chunks(found: Found, session: Session, newest: Mapping[str, Upload], count: int) -> list[ChunkOutcome] | None:
+    """The outcomes of chunks 1 to `count`; None as long as one is missing."""
+    by_index: dict[int, ChunkOutcome] = {}
+    for upload in newest.values():
+        names = parse_key(upload.key)
+        if not isinstance(names, ChunkKey) or names.session != session:
+            continue
+        for key, result in _outcomes(found, upload).items():
+            by_index.setdefault(
+                names.index,
+                ChunkOutcome(names.index, upload.key, upload.etag, key, found.objects[key].etag, result),
+            )
+    wanted = range(1, count + 1)
+    return [by_index[index] for index in wanted] if all(index in by_index for index in wanted) else None
+
+
+def _not_combined(found: Found, session: Session, manifest_etag: str, chunks: list[ChunkOutcome]) -> Iterator[str]:
+    made = combine_chunks(session, bucket=found.bucket, manifest_etag=manifest_etag, chunks=chunks)
+    expected = {session.output_key: made.to_json()}
+    expected |= {session.derived_key(extension): render(made, extension)[0] for extension in DERIVED_FORMATS}
+    for key, body in expected.items():
+        if key not in found.objects:
+            yield f"{key}: the session is complete, and this is missing"
+        elif found.objects[key].body != body:
+            yield f"{key}: is not what its chunks make"
+
+
+def wrong_session(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[str]:
+    """Of one session transcript, at any instant: perhaps not of the newest inputs, but right for those it names."""
+    transcript = read_transcript(body)
+    source = transcript.source if transcript else None
+    if transcript is None or not isinstance(source, SessionRef):
+        yield f"{key}: nobody can read it, or it names no session"
+        return
+    by_version = {(upload.key, upload.etag): upload for upload in uploads}
+    manifest = by_version.get((source.manifest_key, source.manifest_etag))
+    names = parse_key(source.manifest_key)
+    if manifest is None or not isinstance(names, ManifestKey) or names.session.output_key != key:
+        yield f"{key}: its manifest {source.manifest_key} {source.manifest_etag} never existed, or is another's"
+        return
+    if [chunk.index for chunk in source.chunks] != list(range(1, parse_manifest(manifest.body).chunk_count + 1)):
+        yield f"{key}: has the chunks {[chunk.index for chunk in source.chunks]}"
+    said = []
+    for chunk in source.chunks:
+        upload = by_version.get((chunk.key, chunk.etag))
+        if upload is None or not chunk.key.startswith(names.session.audio_prefix):
+            yield f"{key}: made from {chunk.key} {chunk.etag}, which never existed, or is another's"
+        elif chunk.status == "transcribed":
+            said.append(upload.says or "")
+    if transcript.text != " ".join(said):
+        yield f"{key}: says {transcript.text!r}, its chunks {' '.join(said)!r}"
+
+
+def regressions(key: str, before: bytes, after: bytes, uploads: Sequence[Upload]) -> Iterator[str]:
+    """What was replaced by something older: a version of the audio, of the manifest, or a live text over a stitched."""
+    ages = {(upload.key, upload.etag): age for age, upload in enumerate(uploads)}
+    old, new = (_inputs(key, body) for body in (before, after))
+    for input, version in new.items():
+        was = old.get(input)
+        if was and ages.get((input, version), -1) < ages.get((input, was), -1):
+            yield f"{key}: went back to an older version of {input}"
+    first, second = read_transcript(before), read_transcript(after)
+    if first and second and first.is_stitched and not second.is_stitched and old == new:
+        yield f"{key}: a stitched transcript was replaced by a live one"
+
+
+def _inputs(key: str, body: bytes) -> dict[str, str]:
+    """The ETag of every input of an outcome, by its key."""
+    result: Result | None = read_error_record(body) if key.endswith(".error.json") else read_transcript(body)
+    source = result.source if result else None
+    if isinstance(source, SessionRef):
+        return {source.manifest_key: source.manifest_etag} | {chunk.key: chunk.etag for chunk in source.chunks}
+    return {source.key: source.etag} if isinstance(source, ObjectRef) else {}

@@ -1,0 +1,266 @@
+"""The in-memory ports beside the real ones on a real or local AWS: the same calls, the same answers, the same errors.
+
+Everything else in the fault suite rests on the in-memory ports, so they must not be kinder than S3 and SQS are. What is
+not compared, since AWS promises less or something else than an emulator does (the in-memory ports do as AWS documents):
+
+- SQS promises no order, and a short poll may miss messages: whole queues are received, and compared as sets.
+- Deleting with a receipt that a later receive has replaced: AWS says yes and may delete nothing, MiniStack refuses,
+  moto deletes. In memory nothing is deleted.
+- Deleting once more what is deleted: AWS and moto say yes, MiniStack refuses. In memory it is well.
+- Changing the visibility of a message whose lease is over: AWS refuses (MessageNotInflight), both emulators hide it
+  again. In memory it is refused.
+- S3 gives times to the second. In memory no two writes are of the same second, unless a test says so.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import boto3
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from infra.local import stack
+from shared.queues import Message, Queue, QueueUnavailable
+from shared.store import ABSENT, CLIENT_CONFIG, Changed, ObjectInfo, PreconditionFailed, S3Store, Store
+from tests.fakes import MemoryQueue, MemoryStore
+
+KEYS = ("a", "a/b", "a/b c", "a/b+c", "a/é", "a/☕", "A", "b%20c", "a/b/metadata.json")
+PREFIXES = ("", "a", "a/", "a/b", "b%", "none")
+BODIES = (b"", b"1", b"2")
+MOST_RECEIVES = 3
+LONG = 600  # seconds: longer than any test
+BUCKET = "parity-bucket"
+REGION = "us-east-1"
+MESSAGES = 8  # in a queue: fewer than one receive may bring
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """boto3's clients of an AWS, real or not."""
+
+    s3: Any
+    sqs: Any
+
+
+def cloud_at(endpoint: str | None) -> Cloud:
+    """With a bucket for `StoreMachine`. None: where AWS is, or what stands in its place."""
+    session = boto3.Session(stack.ACCOUNT, stack.SECRET, region_name=REGION, botocore_session=None)
+    s3, sqs = (session.client(name, endpoint_url=endpoint, config=CLIENT_CONFIG) for name in ("s3", "sqs"))  # type: ignore[call-overload]
+    s3.create_bucket(Bucket=BUCKET)
+    return Cloud(s3, sqs)
+
+
+def compare(machine: type["StoreMachine | QueueMachine"], cloud: Cloud, how_long: settings) -> None:
+    """Random sequences of calls; raises AssertionError with the shortest that is answered differently."""
+    here = type(machine.__name__, (machine,), {"cloud": cloud})
+    run_state_machine_as_test(here, settings=settings(how_long, deadline=None, database=None))
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """`MemoryStore` beside `S3Store`, each example under a prefix of its own."""
+
+    cloud: ClassVar[Cloud]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.real = MemoryStore(BUCKET), S3Store(self.cloud.s3, BUCKET)
+        self.root = f"{uuid4().hex}/"
+        self.etags: list[str] = ["0" * 32]
+
+    def both(self, call: Callable[[Store], Any]) -> Any:
+        answers = [_answer(call, store) for store in (self.memory, self.real)]
+        assert answers[0] == answers[1]
+        return answers[0]
+
+    @rule(key=st.sampled_from(KEYS), body=st.sampled_from(BODIES))
+    def upload(self, key: str, body: bytes) -> None:
+        etag = self.memory.upload(self.root + key, body)
+        answer = self.cloud.s3.put_object(Bucket=BUCKET, Key=self.root + key, Body=body)
+        assert answer["ETag"].strip('"') == etag
+        self.etags.append(etag)
+
+    @rule(key=st.sampled_from(KEYS))
+    def delete(self, key: str) -> None:
+        self.memory.delete(self.root + key)
+        self.cloud.s3.delete_object(Bucket=BUCKET, Key=self.root + key)
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        body=st.sampled_from(BODIES),
+        which=st.sampled_from(("absent", "current", "some")),
+        metadata=st.sampled_from((None, {}, {"view": "v 1", "live": "0"})),
+        data=st.data(),
+    )
+    def put(self, key: str, body: bytes, which: str, metadata: dict[str, str] | None, data: st.DataObject) -> None:
+        info = self.memory.head(self.root + key)
+        if_match = ABSENT
+        if which != "absent":
+            if_match = info.etag if info and which == "current" else data.draw(st.sampled_from(self.etags))
+        etag = self.both(
+            lambda store: store.put(
+                self.root + key, body, content_type="text/plain", if_match=if_match, metadata=metadata
+            )
+        )
+        if isinstance(etag, str):
+            self.etags.append(etag)
+
+    @rule(key=st.sampled_from(KEYS))
+    def get(self, key: str) -> None:
+        self.both(lambda store: store.get(self.root + key))
+
+    @rule(key=st.sampled_from(KEYS))
+    def head(self, key: str) -> None:
+        self.both(lambda store: _told(store.head(self.root + key)))
+
+    @rule(key=st.sampled_from(KEYS), which=st.sampled_from(("current", "some")), data=st.data())
+    def download(self, key: str, which: str, data: st.DataObject) -> None:
+        info = self.memory.head(self.root + key)
+        etag = info.etag if info and which == "current" else data.draw(st.sampled_from(self.etags))
+
+        def download(store: Store) -> tuple[bool, bytes]:
+            with TemporaryDirectory() as folder:
+                target = Path(folder, "audio")
+                there = store.download(self.root + key, target, etag=etag)
+                return there, target.read_bytes() if there else b""
+
+        self.both(download)
+
+    @rule(prefix=st.sampled_from(PREFIXES), after=st.sampled_from(("", *KEYS)))
+    def list(self, prefix: str, after: str) -> None:
+        after = after and self.root + after
+        self.both(lambda store: [_told(info) for info in store.list(self.root + prefix, after=after)])
+
+
+def _answer(call: Callable[[Any], Any], port: Any) -> Any:
+    """What it returns, or the error that its callers act on."""
+    try:
+        return call(port)
+    except (PreconditionFailed, Changed, QueueUnavailable) as error:
+        return type(error)
+
+
+def _told(info: ObjectInfo | None) -> tuple[Any, ...] | None:
+    """All but the time."""
+    return (info.key, info.etag, info.size, info.metadata) if info else None
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One message, as the last receive gave it."""
+
+    memory: Message
+    real: Message
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """`MemoryQueue` beside `Queue`, each example with a queue and a dead-letter queue of its own."""
+
+    cloud: ClassVar[Cloud]
+    held = Bundle("held")
+    deleted = Bundle("deleted")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead = MemoryQueue("dead", at_once=0), new_queue(self.cloud)
+        self.memory = MemoryQueue(at_once=0, dead_letters=self.dead[0], most_receives=MOST_RECEIVES)
+        self.real = new_queue(self.cloud, dead_letters=self.dead[1])
+        self.sent = 0
+
+    def both(self, call: Callable[[Queue], Any]) -> Any:
+        answers = [_answer(call, queue) for queue in (self.memory, self.real)]
+        assert answers[0] == answers[1]
+        return answers[0]
+
+    @precondition(lambda self: self.sent < MESSAGES)
+    @rule(delay=st.sampled_from((0, 0, 900)), attributes=st.sampled_from((None, {"reason": "ü"})))
+    def send(self, delay: int, attributes: dict[str, str] | None) -> None:
+        self.sent += 1
+        self.both(lambda queue: queue.send_raw(f"message {self.sent}", delay=delay, attributes=attributes))
+
+    @rule(target=held)
+    def receive(self) -> Any:
+        return multiple(*_receive(self.memory, self.real))
+
+    @rule()
+    def receive_dead(self) -> None:
+        """And give them back; how often they were received before is not told the same everywhere."""
+        for twin in _receive(*self.dead, counts=False):
+            self.dead[0].extend(twin.memory, 0)
+            self.dead[1].extend(twin.real, 0)
+
+    @rule(target=held, twin=consumes(held))
+    def keep(self, twin: Twin) -> Twin:
+        self._both_with(twin, lambda queue, message: queue.extend(message, LONG))
+        return twin
+
+    @rule(twin=consumes(held))
+    def give_back(self, twin: Twin) -> None:
+        self._both_with(twin, lambda queue, message: queue.extend(message, 0))
+
+    @rule(target=deleted, twin=consumes(held))
+    def delete(self, twin: Twin) -> Twin:
+        self._both_with(twin, lambda queue, message: queue.delete(message))
+        return twin
+
+    @rule(target=deleted, first=consumes(held), second=consumes(held), stranger=st.booleans())
+    def delete_all(self, first: Twin, second: Twin, stranger: bool) -> Any:
+        strangers = [Message("x", "no receipt", "", 1)] if stranger else []
+        answers = [
+            _answer(lambda queue: queue.delete_all([*strangers, first.memory, second.memory]), self.memory),
+            _answer(lambda queue: queue.delete_all([*strangers, first.real, second.real]), self.real),
+        ]
+        assert answers == [QueueUnavailable if stranger else None] * 2
+        return multiple(first, second)
+
+    @rule(twin=deleted)
+    def keep_what_is_gone(self, twin: Twin) -> None:
+        self._both_with(twin, lambda queue, message: queue.extend(message, LONG))
+
+    @rule()
+    def count(self) -> None:
+        self.both(lambda queue: queue.backlog())
+
+    def _both_with(self, twin: Twin, call: Callable[[Any, Message], Any]) -> None:
+        answers = [
+            _answer(lambda queue: call(queue, twin.memory), self.memory),
+            _answer(lambda queue: call(queue, twin.real), self.real),
+        ]
+        assert answers[0] == answers[1]
+
+
+def _receive(memory: MemoryQueue, real: Queue, *, counts: bool = True) -> Iterator[Twin]:
+    """Everything that is visible, from both."""
+    sides = [
+        {message.body: message for message in queue.receive(most=10, wait=0, visibility=LONG)}
+        for queue in (memory, real)
+    ]
+    told = [
+        {body: (message.receive_count if counts else 0, dict(message.attributes)) for body, message in side.items()}
+        for side in sides
+    ]
+    assert told[0] == told[1]
+    for body in sorted(sides[0]):
+        yield Twin(sides[0][body], sides[1][body])
+
+
+def new_queue(cloud: Cloud, *, dead_letters: Queue | None = None) -> Queue:
+    attributes = {}
+    if dead_letters:
+        answer = cloud.sqs.get_queue_attributes(QueueUrl=dead_letters.url, AttributeNames=["QueueArn"])
+        arn = answer["Attributes"]["QueueArn"]
+        attributes = {"RedrivePolicy": f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": {MOST_RECEIVES}}}'}
+    made = cloud.sqs.create_queue(QueueName=uuid4().hex, Attributes=attributes)
+    return Queue(cloud.sqs, made["QueueUrl"])

@@ -1,0 +1,258 @@
+"""A three-chunk session on its way through router, queue, worker and server; what AWS does when one of them fails."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from batch_worker.batch import Batch, Summary
+from batch_worker.drain import Drain
+from batch_worker.lease import Leases
+from batch_worker.letters import Letters
+from batch_worker.stopping import Stopping
+from batch_worker.work import Worker
+from router_lambda.route import Router
+from shared.combine import Combiner, SessionTranscribed
+from shared.errors import TransientError
+from shared.jobs import Job, JobMessage, Reason
+from shared.keys import Session
+from shared.queues import Queue
+from shared.server import ServerClient
+from shared.store import Store
+from shared.transcript import Transcript
+from tests.faults.oracle import Found, Upload, outcome, violations
+from tests.faults.points.plan import Crash, Life, Plan, missed
+
+CHUNKS = (1, 2, 3)
+NUMBERS = {1: 101, 2: 202, 3: 303}  # what is said in each
+WORDS = {chunk: str(number) for chunk, number in NUMBERS.items()}  # as `tests.gpu_server.ears.Reader` hears it
+LAMBDA_TRIES = 3  # https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
+LAMBDA_SECONDS = 120.0
+MOST_RUNS = 6  # of one program until it ends without a fault: two faults spoil two
+
+
+class World(Protocol):
+    """What no crash takes away, and ways to it for one life of an actor.
+
+    `uploads`: what came into the bucket from outside, in order. `wrong`: what it saw go wrong meanwhile, if it can see.
+    """
+
+    bucket: str
+    uploads: list[Upload]
+    wrong: list[str]
+
+    def put(self, key: str, body: bytes) -> str: ...
+    def found(self) -> Found: ...
+    def let_leases_end(self) -> None: ...
+    def store_for(self, life: Life) -> Store: ...
+    def queue_for(self, life: Life, name: str) -> Queue: ...
+    def publisher_for(self, life: Life) -> Callable[[SessionTranscribed], None]: ...
+    def server_for(self, life: Life) -> ServerClient: ...
+    def audio_of(self, chunk: int) -> bytes: ...
+    def send(self, name: str, body: str) -> None: ...
+
+
+@dataclass
+class Stage:
+    """Runs the programs as AWS does. Everything is over when a call returns, but for what lies in S3 and queues."""
+
+    world: World
+    plan: Plan
+    session: Session = Session("ann", "standup")
+    found: list[str] = field(default_factory=list)  # what is wrong
+    _router: Router | None = None
+
+    def key(self, chunk: int) -> str:
+        return f"{self.session.audio_prefix}chunk-{chunk}.wav"
+
+    def upload(self, chunk: int) -> dict[str, Any]:
+        """S3's event for it."""
+        return self._put(self.key(chunk), self.world.audio_of(chunk), WORDS[chunk])
+
+    def declare(self) -> dict[str, Any]:
+        return self._put(self.session.manifest_key, json.dumps({"chunkCount": len(CHUNKS)}).encode(), None)
+
+    def wish_for_batch(self, chunk: int) -> dict[str, Any]:
+        """An application's event: it says neither ETag nor size."""
+        return {"s3_bucket": self.world.bucket, "s3_key": self.key(chunk), "force_batch": True}
+
+    def route(self, event: dict[str, Any]) -> None:
+        """An asynchronous invocation: two retries, then the failure destination."""
+        for _ in range(LAMBDA_TRIES):
+            try:
+                router = self._router = self._router or self._new_router()
+                router.handle(event, remaining=lambda: LAMBDA_SECONDS)
+                return
+            except Crash:
+                self._router = None
+            except Exception:
+                pass
+        self.fail(event)
+
+    def fail(self, event: dict[str, Any]) -> None:
+        """What Lambda sends to the failure destination."""
+        self.world.send("failures", json.dumps({"requestPayload": event, "responsePayload": {}}))
+
+    def bury(self, chunk: int) -> None:
+        upload = next(upload for upload in self.world.uploads if upload.key == self.key(chunk))
+        job = Job(bucket=self.world.bucket, key=upload.key, etag=upload.etag, size=len(upload.body))
+        self.world.send("dlq", JobMessage.of(job, Reason.FAILED).to_json())
+
+    def drain(self) -> None:
+        """The queue and the letters, until nothing is left; no sweep, which would hide what was lost."""
+
+        def run(drain: Drain, letters: list[Letters]) -> None:
+            drain.run(until_empty=True)
+            for one in letters:
+                one.run()
+
+        self._work(run)
+        self._look("after the queue was drained")
+
+    def batch(self, *, may_sweep: bool = False) -> None:
+        """A night's whole run. Unless an event was lost altogether, its sweep has nothing to find."""
+        summaries: list[Summary] = []
+
+        def run(drain: Drain, letters: list[Letters]) -> None:
+            store, publish = drain.worker.store, drain.worker.combiner._publish
+            summaries.append(Batch(drain, letters, store, partial(Combiner, store, publish), restitch=True).run())
+
+        self._work(run)
+        self._look("after the batch run")
+        if not summaries[-1].all_done or (any(one.swept for one in summaries) and not may_sweep):
+            self.found += [one.text() for one in summaries]
+        self.found += [f"{upload.key} was not stitched" for upload in self._live()]
+
+    def _live(self) -> list[Upload]:
+        """What was only heard alone, in the end."""
+        found = self.world.found()
+        results = {upload: outcome(found, upload) for upload in self.world.uploads if upload.says}
+        return [one for one, result in results.items() if isinstance(result, Transcript) and not result.is_stitched]
+
+    def _work(self, run: Callable[[Drain, list[Letters]], None]) -> None:
+        for _ in range(MOST_RUNS):
+            fired = len(self.plan.fired)
+            life = Life(self.plan, "worker")
+            ended = False
+            try:
+                with Leases(visibility=120, interval=3600) as leases:
+                    drain = self._new_drain(life, leases)
+                    run(drain, self._new_letters(life, drain))
+                ended = True
+            except (Crash, TransientError):  # killed, or it ended with status 1: its supervisor starts it again
+                pass
+            if ended and len(self.plan.fired) == fired:
+                return
+            self.world.let_leases_end()
+        self.found.append("the worker never ended")
+
+    def _look(self, when: str) -> None:
+        self.found += [f"{when}: {wrong}" for wrong in violations(self.world.found(), self.world.uploads)]
+
+    def _put(self, key: str, body: bytes, says: str | None) -> dict[str, Any]:
+        etag = self.world.put(key, body)
+        self.world.uploads.append(Upload(key, etag, body, says))
+        stored = {"key": key, "etag": etag, "size": len(body)}
+        detail = {"bucket": {"name": self.world.bucket}, "object": stored}
+        return {"source": "aws.s3", "detail-type": "Object Created", "detail": detail}
+
+    def _new_router(self) -> Router:
+        life = Life(self.plan, "router")
+        store = self.world.store_for(life)
+        server = self.world.server_for(life)
+        return Router(
+            store=store,
+            queue=self.world.queue_for(life, "jobs"),
+            combiner=Combiner(store, self.world.publisher_for(life)),
+            discover=lambda: [server.url],
+            connect=lambda url: server,
+            sleep=lambda seconds: None,
+        )
+
+    def _new_drain(self, life: Life, leases: Leases) -> Drain:
+        store = self.world.store_for(life)
+        stopping = Stopping(1)
+        return Drain(
+            queue=self.world.queue_for(life, "jobs"),
+            dead_letters=self.world.queue_for(life, "dlq"),
+            worker=Worker(
+                store=store,
+                combiner=Combiner(store, self.world.publisher_for(life)),
+                server=self.world.server_for(life),
+                job_seconds=60,
+                stopping=stopping,
+            ),
+            leases=leases,
+            stopping=stopping,
+            concurrency=1,
+            visibility=120,
+            poll_seconds=1,
+            server_wait=0,
+            group_messages=100,
+        )
+
+    def _new_letters(self, life: Life, drain: Drain) -> list[Letters]:
+        return [Letters(self.world.queue_for(life, name), drain, drain.dead_letters) for name in ("failures", "dlq")]
+
+
+def live(stage: Stage) -> None:
+    """The manifest comes first, the server has each chunk as it comes, and the last one completes the session."""
+    stage.route(stage.declare())
+    for chunk in CHUNKS:
+        stage.route(stage.upload(chunk))
+    stage.drain()
+    stage.batch()
+
+
+def night(stage: Stage) -> None:
+    """One chunk goes to the server, two wait for the batch, and the manifest comes last."""
+    stage.route(stage.upload(1))
+    for chunk in (2, 3):
+        stage.upload(chunk)
+        stage.route(stage.wish_for_batch(chunk))
+    stage.route(stage.declare())
+    stage.drain()
+    stage.batch()
+
+
+def letters(stage: Stage) -> None:
+    """Of one chunk the router failed three times, one's message died, and one's waits in the queue, by itself."""
+    stage.declare()
+    events = [stage.upload(chunk) for chunk in CHUNKS]
+    stage.fail(events[0])
+    stage.bury(2)
+    stage.route(stage.wish_for_batch(3))
+    stage.drain()
+    stage.batch()
+
+
+def lost(stage: Stage) -> None:
+    """No event of any chunk ever came."""
+    stage.declare()
+    for chunk in CHUNKS:
+        stage.upload(chunk)
+    stage.batch(may_sweep=True)
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {scene.__name__: scene for scene in (live, night, letters, lost)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one run of a scene went. `found`: what is wrong."""
+
+    scene: str
+    plan: Plan
+    found: list[str]
+
+    def __str__(self) -> str:
+        faults = "; ".join(map(str, self.plan.faults)) or "no fault"
+        return f"scene {self.scene}, {faults}: {'; '.join(self.found) or 'all is right'}"
+
+
+def play(scene: str, world: World, plan: Plan) -> Run:
+    """One run. A fault that does not strike is wrong too: its run would show nothing."""
+    stage = Stage(world, plan)
+    SCENES[scene](stage)
+    return Run(scene, plan, [*stage.found, *world.wrong, *(f"did not strike: {fault}" for fault in missed(plan))])

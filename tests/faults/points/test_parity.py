@@ -1,0 +1,80 @@
+"""The in-memory ports do what S3 and SQS do, on moto and on MiniStack."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+from moto import mock_aws
+
+from shared.queues import Message, Queue, QueueUnavailable
+from tests.fakes import MemoryQueue
+from tests.faults.points.parity import Cloud, QueueMachine, StoreMachine, cloud_at, compare, new_queue
+
+EXAMPLES, STEPS = 8, 25
+PATIENCE_SECONDS = 10.0
+
+
+@pytest.fixture(params=["moto", "ministack"])
+def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    if request.param == "ministack":
+        yield cloud_at(request.getfixturevalue("endpoint"))
+        return
+    with mock_aws():
+        yield cloud_at(None)
+
+
+@pytest.mark.parametrize("machine", [StoreMachine, QueueMachine])
+def test_the_same_calls_have_the_same_answers(cloud: Cloud, machine: type) -> None:
+    compare(machine, cloud, settings(max_examples=EXAMPLES, stateful_step_count=STEPS))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_nobody_renews_comes_back_and_can_still_be_deleted(cloud: Cloud) -> None:
+    clock = Clock()
+
+    def wait_for(queue: Queue, seconds: float) -> list[Message]:
+        clock.now += seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if messages := queue.receive(most=10, wait=1, visibility=1):
+                return messages
+        raise AssertionError("nothing came")
+
+    def history(queue: Queue) -> list[object]:
+        queue.send_raw("at once")
+        queue.send_raw("later", delay=1)
+        [first] = queue.receive(most=10, wait=0, visibility=2)
+        assert first.body == "at once"
+        [later] = wait_for(queue, 1)
+        queue.delete(later)
+        [again] = wait_for(queue, 2)
+        counted = again.receive_count, first.receipt != again.receipt
+        clock.now += 1
+        while queue.backlog().visible == 0:  # its lease is over, and nobody has received it since
+            time.sleep(0.05)
+        queue.delete(again)
+        return [later.body, counted, queue.backlog()]
+
+    memory: Callable[[], object] = MemoryQueue(clock=clock, at_once=0)  # type: ignore[assignment]
+    assert history(new_queue(cloud)) == history(memory)  # type: ignore[arg-type]
+
+
+def test_no_receive_brings_more_than_ten(cloud: Cloud) -> None:
+    for queue in (MemoryQueue(), new_queue(cloud)):
+        for number in range(12):
+            queue.send_raw(f"message {number}")
+        assert len(queue.receive(most=50, wait=0, visibility=60)) == 10
+        assert (queue.backlog().visible, queue.backlog().in_flight) == (2, 10)
+
+
+def test_a_receipt_that_was_never_given_is_refused(cloud: Cloud) -> None:
+    for queue in (MemoryQueue(), new_queue(cloud)):
+        with pytest.raises(QueueUnavailable):
+            queue.delete(Message("x", "no receipt", "", 1))

@@ -1,0 +1,1 @@
+"""The project's own code over in-memory ports, under a seeded scheduler, with faults between any two steps."""

@@ -1,0 +1,85 @@
+"""Mutants: a rule is taken away from the running code, and the simulation must find something.
+
+A mutant replaces one piece of a function's text. Nothing in the programs knows of it, and a mutant whose text is gone
+fails its test, so that the table (`rules.py`) follows the code.
+"""
+
+import contextlib
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, cast
+
+from tests.faults.simulation.plan import MANIFEST, Plan, draw
+from tests.faults.simulation.server import BAD, HEADLESS
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`rule` goes when `old` becomes `new` in `target`.
+
+    `focus`: the sort of schedules that can tell at all, where that is few. `equivalent`: why nothing can tell.
+    """
+
+    rule: str
+    target: Callable[..., Any]
+    old: str
+    new: str
+    focus: Callable[[Plan], bool] = lambda plan: True
+    equivalent: str = ""
+
+    def seeds(self, budget: int) -> Iterator[int]:
+        return itertools.islice((seed for seed in itertools.count() if self.focus(draw(seed))), budget)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        function = cast(FunctionType, self.target)
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(self.old) == 1, f"{self.rule}: {self.old!r} is {source.count(self.old)} times in the code"
+        made: dict[str, Any] = {}
+        exec(source.replace(self.old, self.new), dict(function.__globals__), made)
+        before, function.__code__ = function.__code__, made[function.__name__].__code__
+        try:
+            yield
+        finally:
+            function.__code__ = before
+
+
+def overwrites(plan: Plan) -> bool:
+    """A chunk's audio changes."""
+    keys = [upload.key for upload in plan.uploads if upload.key != MANIFEST]
+    return len(set(keys)) < len(keys)
+
+
+def has(plan: Plan, kind: bytes) -> bool:
+    return any(upload.body.startswith(kind) for upload in plan.uploads)
+
+
+def has_two_failures(plan: Plan) -> bool:
+    """Two versions of one chunk's audio."""
+    failing = [upload.key for upload in plan.uploads if upload.body.startswith(BAD)]
+    return len(set(failing)) < len(failing)
+
+
+def has_two_manifests(plan: Plan) -> bool:
+    """Of which both can be used."""
+    return sum(upload.body.startswith(b"{") for upload in plan.uploads) > 1
+
+
+def has_rivals(plan: Plan) -> bool:
+    return any(upload.body.endswith(b".9") for upload in plan.uploads)
+
+
+def works_by_queue(plan: Plan) -> bool:
+    return plan.faults >= 3 and (plan.batch_only or not plan.server_up)
+
+
+def waits_for_chunk_1(plan: Plan) -> bool:
+    """A chunk without its header comes first, long before chunk 1 and the manifest, and a worker finds it."""
+    first = plan.uploads[0]
+    return (
+        first.body.startswith(HEADLESS) and any(upload.wait > 60 for upload in plan.uploads[1:]) and plan.workers != ()
+    )

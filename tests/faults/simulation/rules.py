@@ -1,0 +1,287 @@
+"""The rules that carry the promise, each with a way to take it away (`mutants.py`)."""
+
+from batch_worker.drain import Drain
+from batch_worker.letters import Letters
+from batch_worker.work import Worker
+from gpu_server.service import Service
+from router_lambda import handler
+from router_lambda.route import Router
+from shared import chunk_writer, combine, outcomes
+from shared.combine import Combiner
+from tests.faults.simulation.mutants import (
+    Mutant,
+    has,
+    has_rivals,
+    has_two_failures,
+    has_two_manifests,
+    overwrites,
+    waits_for_chunk_1,
+    works_by_queue,
+)
+from tests.faults.simulation.server import HEADLESS
+
+WRITE = chunk_writer.write_transcript
+MUTANTS = [
+    # shared/chunk_writer.py
+    Mutant(
+        "the writer reads the output first, and stops where it is done",
+        WRITE,
+        "if transcribed and (transcribed.is_stitched or not stitched):",
+        "if False:",
+    ),
+    Mutant(
+        "a live writer leaves whatever it finds for its input",
+        WRITE,
+        "if transcribed and (transcribed.is_stitched or not stitched):",
+        "if transcribed and stitched and transcribed.is_stitched:",
+    ),
+    Mutant("superseded audio is not written", WRITE, "if source.etag != job.etag:", "if False:"),
+    Mutant("the chunk's PUT is conditional", WRITE, "if_match=current.etag", 'if_match="*"'),
+    Mutant("only a record of this very input ends a job", WRITE, "and record_stands(store, job, record)", ""),
+    Mutant(
+        "of two objects with one number the newer is written",
+        WRITE,
+        "if (rival := newer_rival(store, source, rivals)) is not None:",
+        "if (rival := None) is not None:",
+    ),
+    Mutant(
+        "a lost race is run again",
+        WRITE,
+        "current = read_outcome(store, job)\n    raise",
+        "return Written.ALREADY_DONE\n    raise",
+    ),
+    Mutant(
+        "a write without an answer is looked for",
+        WRITE,
+        "except (PreconditionFailed, StoreUnavailable) as error:",
+        "except PreconditionFailed as error:",
+        equivalent="the job fails, and is tried again by whoever asked for it",
+    ),
+    Mutant("audio is fetched by its ETag", chunk_writer.fetch, "etag=job.etag", 'etag="*"'),
+    # shared/outcomes.py
+    Mutant("done means: for this ETag", outcomes.find, "if outcome.is_for(job):", "if outcome.transcript:"),
+    Mutant(
+        "failed means: for this ETag",
+        outcomes.find,
+        "if record and record_stands(store, job, record):",
+        "if record:",
+    ),
+    Mutant("a superseded job needs no more work", outcomes.find, "if source and source.etag != job.etag:", "if False:"),
+    Mutant(
+        "no failure is recorded of superseded audio",
+        outcomes.record_failure,
+        "if source and source.etag != job.etag:",
+        "if False:",
+        focus=has_two_failures,
+    ),
+    Mutant(
+        "no failure is recorded of what has its transcript",
+        outcomes.record_failure,
+        "if read_outcome(store, job).is_for(job):",
+        "if False:",
+        equivalent="a transcript outweighs the record",
+    ),
+    Mutant(
+        "a record's PUT is conditional",
+        outcomes.put_record,
+        "if_match=if_match",
+        'if_match="*"',
+        focus=has_two_failures,
+    ),
+    Mutant(
+        "a record for want of a header falls when chunk 1 comes",
+        outcomes.record_stands,
+        "return record.type != HEADER_MISSING or _header_etag(store, job) == record.header_etag",
+        "return True",
+        focus=lambda plan: plan.sweeps and has(plan, HEADLESS),
+    ),
+    # shared/combine.py
+    Mutant(
+        "indices are compared, not counted",
+        Combiner._look,
+        "if missing:",
+        "if missing and len(outputs) < manifest.chunk_count:",
+    ),
+    Mutant(
+        "each outcome is for the chunk's current audio",
+        combine._is_current,
+        "return chunk.audio is None or (source.key, source.etag) == (chunk.audio.key, chunk.audio.etag)",
+        "return True",
+    ),
+    Mutant(
+        "the session's PUT is conditional",
+        Combiner._put,
+        "if_match = current.etag if current else ABSENT",
+        'if_match = "*"',
+    ),
+    Mutant(
+        "the transcript's ETag is taken before what it summarises is read",
+        Combiner.combine,
+        "metadata = {",
+        "current = self._store.head(session.output_key); metadata = {",
+        focus=overwrites,
+    ),
+    Mutant(
+        "the manifest still is the one that was read",
+        Combiner._look,
+        "if info.key == session.manifest_key and info.etag != manifest_etag:",
+        "if False:",
+        focus=has_two_manifests,
+    ),
+    Mutant(
+        "the derived files come first",
+        Combiner.combine,
+        "for extension in stale:",
+        "if not _made_from(current, view): self._put(session.output_key, transcript.to_json(), JSON, current, metadata)"
+        "\n            for extension in stale:",
+    ),
+    Mutant(
+        "a combiner stops only when it finds nothing left to write",
+        Combiner.combine,
+        "self._announce(session, transcript, chunks)",
+        "self._announce(session, transcript, chunks); return Combined(Status.COMPLETE, written=True)",
+        equivalent="what changes meanwhile has its own event; audio that comes back waits for the sweep",
+    ),
+    Mutant(
+        "spoilt derived files are repaired",
+        Combiner.combine,
+        "_made_from(current, view) and not stale:",
+        "_made_from(current, view):",
+        focus=overwrites,
+    ),
+    Mutant(
+        "412 is a success only if the same view lies there",
+        Combiner._put,
+        "if info is None or info.metadata.get(VIEW) != metadata[VIEW]:",
+        "if False:",
+        equivalent="the next round looks again; what it saves is a false announcement",
+    ),
+    Mutant(
+        "a witness is looked at again",
+        Combiner._witness_still_missing,
+        "return chunk is not None and (",
+        "return chunk is not None or (",
+    ),
+    Mutant(
+        "a witness's record is looked for",
+        Combiner._witness_still_missing,
+        "and self._etag(chunk.names.error_key) == chunk.error_etag",
+        "",
+    ),
+    Mutant(
+        "a witness's audio is looked at",
+        Combiner._witness_still_missing,
+        "and (chunk.audio is None or self._etag(chunk.audio.key) == chunk.audio.etag)",
+        "",
+        equivalent="needed for audio that comes back; the sweep's combiner remembers nothing",
+    ),
+    Mutant(
+        "an outcome is read as it was listed",
+        Combiner._get_version,
+        "stored is None or stored.etag != etag",
+        "stored is None",
+        equivalent="the next round sees another digest than the one that was written, and writes again",
+    ),
+    Mutant(
+        "an unreadable chunk stops the session",
+        Combiner._read_chunks,
+        "if outdated:",
+        "if False:",
+    ),
+    Mutant(
+        "losers of a number get their record",
+        Combiner._settle_losers,
+        "for loser in rivals:",
+        "for loser in ():",
+        focus=has_rivals,
+    ),
+    # router_lambda
+    Mutant(
+        "the router asks S3, not the 200",
+        Router._ask,
+        "if answer.said is Said.DONE and standing(self.store, job, check_source=True).is_open:",
+        "if False:",
+    ),
+    Mutant(
+        "a skipped event completes the session",
+        Router._audio,
+        "(Decision.SKIPPED, Decision.DIRECT, Decision.FAILED)",
+        "(Decision.DIRECT, Decision.FAILED)",
+        focus=lambda plan: plan.faults > 0,
+    ),
+    Mutant(
+        "a manifest's event completes the session",
+        Router._manifest,
+        "combined = self.combiner.combine(session)",
+        "return Decided(Decision.CHECKED)",
+    ),
+    Mutant(
+        "what is not finished is the worker's",
+        Router._audio,
+        "decided = self._enqueue(job, Reason.FAILED, str(error))",
+        "decided = Decided(Decision.FAILED)",
+    ),
+    Mutant(
+        "long audio leaves a delayed copy",
+        Router._post,
+        "self.queue.send(job, Reason.SAFETY_NET, delay=MAX_DELAY_SECONDS)",
+        "pass",
+    ),
+    Mutant(
+        "a second try never says that the outputs are new",
+        Router._post,
+        "post.new and attempts == 0",
+        "post.new",
+        equivalent="the conditional PUT finds out; it saves work after a crash",
+    ),
+    Mutant("the handler raises", handler.handler, "errors.append(error)", "pass"),
+    # batch_worker
+    Mutant(
+        "the worker asks S3, not the 200",
+        Worker._transcribe,
+        "if not found.standing.is_open:  # S3",
+        "if answer.said is Said.DONE:  # S3",
+        focus=works_by_queue,
+    ),
+    Mutant(
+        "the worker completes the session", Worker._job, "self._complete_session(job.audio)  # before", "pass  # before"
+    ),
+    Mutant(
+        "a message is forgotten only after the work",
+        Drain._work,
+        "results = self.worker.handle(message.document(), attempts=message.receive_count)",
+        "self._delete([message]); results = self.worker.handle(message.document(), attempts=message.receive_count)",
+    ),
+    Mutant(
+        "a message is forgotten only after its session was completed",
+        Drain._work,
+        "results = self.worker.handle(message.document(), attempts=message.receive_count)",
+        "from dataclasses import replace; worker, late = replace(self.worker), [];"
+        " worker._complete_session = late.append;"
+        " results = worker.handle(message.document(), attempts=message.receive_count);"
+        " self._settle(message, results); [self.worker._complete_session(audio) for audio in late]",
+    ),
+    Mutant("what is for later stays in the queue", Drain._settle, "if Result.LATER in results:", "if False:"),
+    Mutant(
+        "a letter for later stays",
+        Letters._settled,
+        "if Result.LATER in results:",
+        "if False:",
+        focus=waits_for_chunk_1,
+    ),
+    Mutant("dead letters and failures are drained", Letters.run, "while not stopping.is_set():", "while False:"),
+    Mutant(
+        "a letter that cannot be done gets its record",
+        Worker._transcribe,
+        "if blamed and not self._may_still_come(job, answer):",
+        "if False:",
+    ),
+    # gpu_server
+    Mutant(
+        "what has just ended here is looked for",
+        Service.start_job,
+        "if new and job.job_id not in self._ended else None",
+        "if new else None",
+    ),
+    Mutant("one input is worked on once at a time", Service.start_job, "self._fly(job.job_id,", "self._fly(object(),"),
+]
