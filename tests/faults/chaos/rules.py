@@ -58,17 +58,22 @@ DOOR: Rules = {
 
 
 def at_rate(rules: Mapping[str, Mapping[str, Any]], rate: float) -> Rules:
-    """Each request that fits a rule meets it with such a probability that, of all that fit any, `rate` go wrong.
+    """So that `rate` of the requests of every operation that has a rule of its own meet a fault, all kinds together.
 
-    microburst takes the first rule that fits and whose draw says so. So the n rules of one operation get p each, with
-    1 - (1 - p)**n = rate.
+    microburst takes the first rule that fits and whose draw says so: n rules with p each let (1 - p)**n through. Rules
+    of a whole service get an equal share of its most crowded operation; those of one operation what is left for it.
     """
-    most = max(sum(_meets(one, other) for other in rules.values()) for one in rules.values())
-    probability = 1 - (1 - rate) ** (1 / most)
-    return {kind: {**rule, "probability": probability} for kind, rule in rules.items()}
-
-
-def _meets(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether there are requests that both fit."""
-    names = ("service", "operation")
-    return all(one.get(name) in (None, "*") or other.get(name) in (None, "*", one.get(name)) for name in names)
+    made: Rules = {}
+    for service in {rule["service"] for rule in rules.values()}:
+        own = [rule.get("operation") for rule in rules.values() if rule["service"] == service]
+        of_all = own.count(None)
+        crowd = of_all + max((own.count(operation) for operation in own if operation), default=0)
+        passed = (1 - rate) ** (of_all / crowd)  # by those of the whole service
+        for kind, rule in rules.items():
+            if rule["service"] == service:
+                operation = rule.get("operation")
+                let_through = (
+                    ((1 - rate) / passed) ** (1 / own.count(operation)) if operation else passed ** (1 / of_all)
+                )
+                made[kind] = {**rule, "probability": 1 - let_through}
+    return {kind: made[kind] for kind in rules}

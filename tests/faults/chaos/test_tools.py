@@ -27,13 +27,17 @@ def test_a_rule_that_microburst_would_misunderstand_is_refused(rule: dict[str, o
         check("typo", rule)
 
 
-def test_rules_of_one_operation_share_the_rate() -> None:
-    """The first rule that fits and whose draw says so is taken."""
-    rules = at_rate({str(number): {"service": "s3", "operation": "GetObject"} for number in range(4)}, 0.3)
-    well = 1.0
-    for rule in rules.values():
-        well *= 1 - rule["probability"]
-    assert well == pytest.approx(0.7)
+def test_each_operation_with_rules_of_its_own_fails_at_the_rate() -> None:
+    """Of the rules that fit a request, the first whose draw says so is taken."""
+    rules = at_rate(AWS, 0.3)
+    operations = {(rule["service"], rule["operation"]) for rule in rules.values() if "operation" in rule}
+    assert len(operations) >= 8
+    for service, operation in operations:
+        well = 1.0
+        for rule in rules.values():
+            if rule["service"] == service and rule.get("operation", operation) == operation:
+                well *= 1 - rule["probability"]
+        assert well == pytest.approx(0.7), operation
 
 
 def test_a_fault_is_taken_once_for_each_time_that_it_was_asked_for(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gpu_server import webm
+from tests.faults.fuzz.headers import caf, id3, matroska, nested, quicktime, riff
 from tests.gpu_server import media
 
 CLUSTER_SECONDS = 30
@@ -119,11 +120,11 @@ def bombs(hours: float) -> Iterator[Case]:
     """Little that becomes much: in time, in width, and in the resampler."""
     yield Case(f"{hours:g} h of silence", silence(hours))
     yield Case(f"{hours / 24:g} h of 8 channels at 192 kHz", wide_flac(hours / 24))
-    yield Case("18 h in a second's bytes: 1 Hz", _riff(rate=1, data=bytes(2 * 65_536)))
-    yield Case("a RIFF that claims 4 GB", _riff(data_bytes=0xFFFFFFFF))
+    yield Case("18 h in a second's bytes: 1 Hz", riff(rate=1, data=bytes(2 * 65_536)))
+    yield Case("a RIFF that claims 4 GB", riff(data_bytes=0xFFFFFFFF))
     yield Case("an MP4 that claims 2^62 bytes of moov", media.mp4_recording(0.3)[:28] + b"\0\0\0\1moov" + b"\x3f" * 8)
     yield Case("an MP4 of a million empty boxes", media.mp4_recording(0.3)[:28] + b"\0\0\0\x08free" * 1_000_000)
-    yield Case("an MP4 of boxes in boxes", media.mp4_recording(0.3)[:28] + _nested(b"moov", 5_000))
+    yield Case("an MP4 of boxes in boxes", media.mp4_recording(0.3)[:28] + nested(b"moov", 5_000))
     yield Case("EBML that is deep", samples()["webm"][:40] + b"\xa0\x01\xff\xff\xff\xff\xff\xff\xff" * 100_000)
     yield Case("a megabyte of block ids", b"\xa3" * (1 << 20))
 
@@ -131,21 +132,21 @@ def bombs(hours: float) -> Iterator[Case]:
 def impossible() -> Iterator[Case]:
     """Headers that no recorder writes: rates and channels that are nothing, or more than there can be."""
     for rate in (0, 1, 2**31 - 1, 2**32 - 1):
-        yield Case(f"WAV at {rate} Hz", _riff(rate=rate))
+        yield Case(f"WAV at {rate} Hz", riff(rate=rate))
     for channels in (0, 9, 255, 65_535):
-        yield Case(f"WAV of {channels} channels", _riff(channels=channels))
+        yield Case(f"WAV of {channels} channels", riff(channels=channels))
     for rate in (0.0, -48_000.0, 1e-9, 1e300, float("nan"), float("inf")):
-        yield Case(f"CAF at {rate} Hz", _caf(rate=rate))
+        yield Case(f"CAF at {rate} Hz", caf(rate=rate))
     for channels in (0, 1_000_000, 2**32 - 1):
-        yield Case(f"CAF of {channels} channels", _caf(channels=channels))
+        yield Case(f"CAF of {channels} channels", caf(channels=channels))
     for rate in (0.0, 1.0, -1.0, 1e300, float("nan")):
-        yield Case(f"Matroska at {rate} Hz", _matroska(rate=rate))
+        yield Case(f"Matroska at {rate} Hz", matroska(rate=rate))
     for channels in (0, 1_000_000, 2**32 - 1):
-        yield Case(f"Matroska of {channels} channels", _matroska(channels=channels))
+        yield Case(f"Matroska of {channels} channels", matroska(channels=channels))
     for bits in (0, 1, 7, 65_535):
-        yield Case(f"WAV of {bits} bits a sample", _riff(bits=bits))
+        yield Case(f"WAV of {bits} bits a sample", riff(bits=bits))
     for block in (0, 65_535):
-        yield Case(f"WAV with blocks of {block} bytes", _riff(block=block))
+        yield Case(f"WAV with blocks of {block} bytes", riff(block=block))
     yield Case("MP4 with its time base 0", samples()["mp4"].replace(b"\0\0\xbb\x80", b"\0\0\0\0"))
     yield Case("Ogg Opus of 255 channels", samples()["ogg"].replace(b"OpusHead\x01\x01", b"OpusHead\x01\xff"))
 
@@ -175,7 +176,7 @@ def pointers(url: str, file: Path) -> Iterator[Case]:
         )
         yield Case(f"SMIL of {place}", b'<smil><body><audio src="' + text + b'"/></body></smil>')
         yield Case(f"RealMedia's .ram of {place}", text + b"\n")
-        yield Case(f"QuickTime whose data is at {place}", _quicktime(text))
+        yield Case(f"QuickTime whose data is at {place}", quicktime(text))
         yield Case(f"DASH at {place}", media.DASH.replace(b"http://127.0.0.1:%d/a.mp4", text))
     port = int(url.rpartition(":")[2].partition("/")[0])
     yield Case("SDP", media.SDP % port)
@@ -191,7 +192,7 @@ def polyglots(url: str, file: Path) -> Iterator[Case]:
             yield Case(f"RIFF and {pointer.name}", b"RIFF" + struct.pack("<I", len(text)) + b"WAVE" + text)
             yield Case(f"{pointer.name}, then a WAV", text + samples()["wav"])
             yield Case(f"a WAV, then {pointer.name}", samples()["wav"] + text)
-            yield Case(f"an MP3 with {pointer.name} in its tag", _id3(text) + samples()["mp3"])
+            yield Case(f"an MP3 with {pointer.name} in its tag", id3(text) + samples()["mp3"])
             yield Case(f"WebM with {pointer.name} behind it", samples()["webm"] + text)
     archive = io.BytesIO(samples()["wav"])
     with zipfile.ZipFile(archive, "a") as inside:
@@ -229,83 +230,3 @@ def _boxes(body: bytes, start: int, end: int) -> list[int]:
             places += _boxes(body, start + 8, start + size)
         start += max(size, 8)
     return places
-
-
-def _riff(
-    *,
-    rate: int = 16_000,
-    channels: int = 1,
-    bits: int = 16,
-    block: int = 2,
-    data: bytes = bytes(32_000),
-    data_bytes: int = 0,
-) -> bytes:
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 & 0xFFFFFFFF, block, bits)
-    body = (
-        b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", data_bytes or len(data)) + data
-    )
-    return b"RIFF" + struct.pack("<I", data_bytes or len(body)) + body
-
-
-def _caf(*, rate: float = 16_000.0, channels: int = 1) -> bytes:
-    desc = struct.pack(">d4sIIIII", rate, b"lpcm", 0, 2 * channels & 0xFFFFFFFF, 1, channels, 16)
-    data = bytes(32_000)
-    return (
-        b"caff\0\1\0\0desc"
-        + struct.pack(">q", len(desc))
-        + desc
-        + b"data"
-        + struct.pack(">q", 4 + len(data))
-        + bytes(4)
-        + data
-    )
-
-
-def _matroska(*, rate: float = 16_000.0, channels: int = 1) -> bytes:
-    """One track of PCM."""
-    element = _element
-    audio = element(b"\xb5", struct.pack(">d", rate)) + element(b"\x9f", channels.to_bytes(8, "big"))
-    audio += element(b"\x62\x64", b"\x10")
-    entry = element(b"\xd7", b"\1") + element(b"\x73\xc5", b"\1") + element(b"\x83", b"\2")
-    entry += element(b"\x86", b"A_PCM/INT/LIT") + element(b"\xe1", audio)
-    block = element(b"\xa3", b"\x81\0\0\x80" + bytes(3_200))
-    cluster = element(webm.CLUSTER, element(b"\xe7", b"\0") + block)
-    tracks = element(b"\x16\x54\xae\x6b", element(b"\xae", entry))
-    return element(webm.EBML_HEADER, element(b"\x42\x82", b"matroska")) + element(b"\x18\x53\x80\x67", tracks + cluster)
-
-
-def _element(identity: bytes, content: bytes) -> bytes:
-    return identity + (0x01 << 56 | len(content)).to_bytes(8, "big") + content
-
-
-def _quicktime(place: bytes) -> bytes:
-    """A film whose samples are said to be in another file (a `url ` data reference)."""
-    whole = media.encode(media.tone(0.5), container="mov", codec="pcm_s16le")
-    reference = b"url " + bytes(4) + place + b"\0"
-    old = whole.index(b"dinf") - 4
-    size = int.from_bytes(whole[old : old + 4], "big")
-    dref = _box(b"dref", bytes(4) + b"\0\0\0\1" + _box(reference[:4], reference[4:]))
-    new = _box(b"dinf", dref)
-    body = bytearray(whole[:old] + new + whole[old + size :])
-    for holder in (b"moov", b"trak", b"mdia", b"minf"):
-        at = body.index(holder) - 4
-        body[at : at + 4] = (int.from_bytes(body[at : at + 4], "big") + len(new) - size).to_bytes(4, "big")
-    return bytes(body)
-
-
-def _box(kind: bytes, content: bytes) -> bytes:
-    return (8 + len(content)).to_bytes(4, "big") + kind + content
-
-
-def _nested(kind: bytes, depth: int) -> bytes:
-    return b"".join((8 * (depth - level)).to_bytes(4, "big") + kind for level in range(depth))
-
-
-def _id3(text: bytes) -> bytes:
-    """A tag with `text` in a user's URL frame."""
-    frame = b"WXXX" + _synchsafe(len(text) + 2) + b"\0\0\0\0" + text
-    return b"ID3\x04\0\0" + _synchsafe(len(frame)) + frame
-
-
-def _synchsafe(number: int) -> bytes:
-    return bytes(number >> shift & 0x7F for shift in (21, 14, 7, 0))

@@ -48,7 +48,8 @@ def test_headers_that_no_recorder_writes(pool: DecodePool, tmp_path: Path) -> No
 def test_bombs_are_given_up_in_little_memory(pool: DecodePool, tmp_path: Path) -> None:
     verdicts = judge(pool.decode, broken.bombs(hours=24), tmp_path)
     assert verdicts.violations == []
-    assert verdicts.outcomes["media-too-long"] == 2
+    # Too long, or still at it when its time was up.
+    assert verdicts.outcomes["media-too-long"] + verdicts.outcomes["media-decode-timeout"] == 2
     assert verdicts.outcomes["media-rate-too-low"] == 1
     assert verdicts.peak_bytes < MEMORY_BYTES  # with the fork server; 160 MB usually
 

@@ -54,10 +54,6 @@ def overwrites(plan: Plan) -> bool:
     return len(set(keys)) < len(keys)
 
 
-def has(plan: Plan, kind: bytes) -> bool:
-    return any(upload.body.startswith(kind) for upload in plan.uploads)
-
-
 def has_two_failures(plan: Plan) -> bool:
     """Two versions of one chunk's audio."""
     failing = [upload.key for upload in plan.uploads if upload.body.startswith(BAD)]

@@ -24,7 +24,10 @@ class Upload:
 
 @dataclass(frozen=True)
 class Plan:
-    """`sweeps`: whether batch runs sweep the bucket. `workers`: seconds after the beginning when a batch run starts."""
+    """`sweeps`: whether batch runs sweep the bucket. `workers`: seconds after the beginning when a batch run starts.
+
+    `broken`: the router's function does not start, most of the time.
+    """
 
     seed: int
     chunks: int
@@ -41,11 +44,12 @@ class Plan:
     change_gap: float
     faults: int
     fault_gap: float
+    broken: bool
 
     @property
     def only_duplicates(self) -> bool:
         """Nothing goes wrong but that events come twice, late and in any order."""
-        return self.faults == 0 and self.server_up
+        return self.faults == 0 and self.server_up and not self.broken
 
 
 def draw(seed: int) -> Plan:
@@ -80,6 +84,7 @@ def draw(seed: int) -> Plan:
         change_gap=random.choice((3.0, 8.0, 25.0, 80.0, 300.0)),
         faults=faults,
         fault_gap=random.choice((5.0, 15.0, 40.0)) * chunks,
+        broken=chance() < 0.06,
     )
 
 

@@ -218,7 +218,7 @@ class SimQueue:
     def delete_all(self, messages: Sequence[Message]) -> None:
         if not messages:
             return
-        self._before("delete batch")
+        self._before("delete")
         for message in messages:
             self._forget(message)
             if self._faults.due == "some are not deleted":

@@ -10,7 +10,6 @@ from shared import chunk_writer, combine, outcomes
 from shared.combine import Combiner
 from tests.faults.simulation.mutants import (
     Mutant,
-    has,
     has_rivals,
     has_two_failures,
     has_two_manifests,
@@ -18,7 +17,6 @@ from tests.faults.simulation.mutants import (
     waits_for_chunk_1,
     works_by_queue,
 )
-from tests.faults.simulation.server import HEADLESS
 
 WRITE = chunk_writer.write_transcript
 MUTANTS = [
@@ -87,13 +85,6 @@ MUTANTS = [
         "if_match=if_match",
         'if_match="*"',
         focus=has_two_failures,
-    ),
-    Mutant(
-        "a record for want of a header falls when chunk 1 comes",
-        outcomes.record_stands,
-        "return record.type != HEADER_MISSING or _header_etag(store, job) == record.header_etag",
-        "return True",
-        focus=lambda plan: plan.sweeps and has(plan, HEADLESS),
     ),
     # shared/combine.py
     Mutant(

@@ -18,7 +18,7 @@ from shared.combine import Combiner, SessionTranscribed
 from shared.errors import RouterError, TransientError
 from tests.faults.simulation import stage
 from tests.faults.simulation.ending import Ending
-from tests.faults.simulation.faults import Faults
+from tests.faults.simulation.faults import NO_START, Faults
 from tests.faults.simulation.plan import Plan, Upload
 from tests.faults.simulation.ports import BUCKET, SimQueue, SimStore
 from tests.faults.simulation.scheduler import Crash, Process, Scheduler
@@ -180,6 +180,9 @@ class World:
 
     def _is_handled(self, event: dict[str, Any]) -> bool:
         """One try, in an environment that is there or in a new one."""
+        if self.plan.broken and self.random.random() < 0.9:
+            self.faults.fired[NO_START] += 1
+            return False
         actor = self.scheduler.current
         reuse = self._idle and self.random.random() < 0.7
         environment = self._idle.pop() if reuse else Environment(self)
