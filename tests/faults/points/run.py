@@ -42,7 +42,8 @@ def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES
         ),
     ]
     kinds: Counter[str] = Counter({kind_of(case.faults[0]): 0 for case in cases})
-    kinds.update(alone.kinds + both.kinds)
+    for part in (alone, both):
+        kinds.update(part.kinds)  # not the sum: that would forget the kinds that never fired
     return Part(rows, kinds)
 
 

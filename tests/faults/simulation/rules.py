@@ -106,10 +106,11 @@ MUTANTS = [
         'if_match = "*"',
     ),
     Mutant(
-        "the transcript's ETag is taken before what it summarises is read",
+        "the session's ETags are taken before what it summarises is read",
         Combiner.combine,
         "metadata = {",
-        "current = self._store.head(session.output_key); metadata = {",
+        "current = self._store.head(session.output_key);"
+        " derived = {name: self._store.head(session.derived_key(name)) for name in DERIVED_FORMATS}; metadata = {",
         focus=overwrites,
     ),
     Mutant(
