@@ -11,6 +11,8 @@ import httpx
 
 HEALTH_EVERY_S = 0.05
 PATIENCE_S = 120.0
+# A connection for each question: one that is kept may be closed by the server just when a slow caller uses it again.
+UNKEPT = httpx.Limits(max_keepalive_connections=0)
 NO_ANSWER = 0
 
 
@@ -26,7 +28,7 @@ class Asked(NamedTuple):
 def ask_health(url: str, started: Path, stop: Path) -> list[Asked]:
     """Ask as a load balancer does, one question at a time, until `stop` exists; `started` does once it was answered."""
     asked = []
-    with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S, limits=UNKEPT, trust_env=False) as client:
         while not stop.exists():
             began = time.monotonic()
             try:
@@ -49,9 +51,7 @@ async def _post_jobs(
     url: str, bodies: Iterator[dict[str, Any]], at_once: int, started: Path, stop: Path
 ) -> list[Asked]:
     asked: list[Asked] = []
-    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=UNKEPT, trust_env=False) as client:
 
         async def caller() -> None:
             while not stop.exists():

@@ -19,6 +19,7 @@ def test_a_burst_at_ten_times_the_capacity(tmp_path: Path) -> None:
     assert rush.drained == 0
     assert rush.decisions["queued"] > 0
     assert set(rush.decisions) <= {"direct", "queued", "skipped", "checked"}
+    assert [one for one in rush.posts if one.status not in (200, 429)] == []
     assert {one.status for one in rush.posts} == {200, 429}
     assert all(one.retry_after for one in rush.refusals)
     assert percentile(rush.refusals, 0.5) < LONG_S
