@@ -7,8 +7,9 @@ FAULTS_LEVERS: a folder; see `levers`. FAULTS_HEARD: a file that gets the words 
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gpu_server import __main__ as server
 from gpu_server.engines import Engine, EngineFault, OutOfMemory
@@ -41,9 +42,14 @@ def _append(file: int, line: str) -> None:
     os.write(file, f"{line}\n".encode())
 
 
-if __name__ == "__main__":
-    server.load_engine = load_engine  # the recognizer's door; nothing else is replaced
+def serve(load: Callable[..., Engine]) -> NoReturn:
+    """Be `python -m gpu_server` but for the recognizer's door, and end as it does."""
+    server.load_engine = load
     status = server.main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(load_engine)

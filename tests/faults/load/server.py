@@ -4,13 +4,12 @@ All else is `python -m gpu_server`: its settings, its HTTP, its decoders, its sc
 """
 
 import os
-import sys
 import time
 from typing import Any
 
-from gpu_server import __main__ as server
 from gpu_server.engines import Engine
 from tests.faults.chaos.numbers import engine
+from tests.faults.chaos.server import serve
 
 
 def load_engine(*_: Any, **__: Any) -> Engine:
@@ -19,8 +18,4 @@ def load_engine(*_: Any, **__: Any) -> Engine:
 
 
 if __name__ == "__main__":
-    server.load_engine = load_engine  # the recognizer's door; nothing else is replaced
-    status = server.main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    serve(load_engine)
