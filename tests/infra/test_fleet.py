@@ -53,6 +53,7 @@ case "$name $*" in
   "lsblk "*) printf '/dev/nvme0n1 Amazon Elastic Block Store\\n%s\\n' "${DISK:-}" ;;
   "mountpoint "*) exit 1 ;;
   "docker image inspect "*) [[ -e $CALLS.pulled ]] ;;
+  "docker login "*) [[ $(cat) == token ]] ;;
   "docker pull "*) touch "$CALLS.pulled" ;;
   "docker network inspect "*) exit 1 ;;
   "systemctl is-active "*) echo "${STATE_OF_WORKER:-inactive}"; exit 3 ;;
