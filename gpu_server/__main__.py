@@ -24,6 +24,7 @@ from gpu_server.engines.light import cores
 from gpu_server.machine import this_machine
 from gpu_server.metrics import ServerMetrics, Snapshots
 from gpu_server.readiness import Phase, Readiness
+from gpu_server.remembering import RememberingStore
 from gpu_server.service import Service
 from gpu_server.settings import ServerSettings
 from gpu_server.track import whole
@@ -101,7 +102,7 @@ def _service(settings: ServerSettings, workspace: Path, observe: Observe) -> Ser
     if settings.audio_bucket:
         s3 = boto3.client("s3", region_name=settings.aws_region, config=CLIENT_CONFIG)
         events = boto3.client("events", region_name=settings.aws_region, config=CLIENT_CONFIG)
-        store = S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner)
+        store = RememberingStore(S3Store(s3, settings.audio_bucket, expected_owner=settings.expected_bucket_owner))
         combiner = Combiner(store, counted(publisher(events, settings.event_bus_name), observe))
     readiness = Readiness(settings.max_in_flight)
     return Service(

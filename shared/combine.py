@@ -26,7 +26,7 @@ from shared.keys import DERIVED_FORMATS, ChunkKey, Session, parse_chunk_key
 from shared.manifest import Manifest, parse_manifest
 from shared.outcomes import JSON, ROUNDS, duplicate_chunk, precedence, put_record, record_failure
 from shared.sessions import ChunkOutcome, combine_chunks, seconds_by_route
-from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, Store, StoredObject
+from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, Store
 from shared.subtitles import render
 from shared.transcript import ErrorRecord, ObjectRef, Transcript, read_error_record, read_transcript
 
@@ -236,22 +236,14 @@ class Combiner:
 
     def _read_chunk(self, chunk: _Chunk) -> ChunkOutcome | None:
         if chunk.transcript_etag:
-            stored = self._get_version(chunk.names.output_key, chunk.transcript_etag)
-            transcript = read_transcript(stored.body)
+            transcript = read_transcript(self._store.get_version(chunk.names.output_key, chunk.transcript_etag))
             if transcript and _is_current(transcript.source, chunk):
-                return _outcome(chunk, chunk.names.output_key, stored.etag, transcript)
+                return _outcome(chunk, chunk.names.output_key, chunk.transcript_etag, transcript)
         if chunk.error_etag:
-            stored = self._get_version(chunk.names.error_key, chunk.error_etag)
-            record = read_error_record(stored.body)
+            record = read_error_record(self._store.get_version(chunk.names.error_key, chunk.error_etag))
             if record and _is_current(record.source, chunk):
-                return _outcome(chunk, chunk.names.error_key, stored.etag, record)
+                return _outcome(chunk, chunk.names.error_key, chunk.error_etag, record)
         return None
-
-    def _get_version(self, key: str, etag: str) -> StoredObject:
-        stored = self._store.get(key)
-        if stored is None or stored.etag != etag:
-            raise Changed(key)
-        return stored
 
     def _witness_still_missing(self, session: Session) -> bool:
         """True while nothing about the remembered chunk has changed: then the session cannot be complete."""

@@ -74,6 +74,13 @@ class Store(Protocol):
 
     def get(self, key: str) -> StoredObject | None: ...
 
+    def get_version(self, key: str, etag: str) -> bytes:
+        """The object's body. Raises Changed when its ETag is another, or when it is gone."""
+        stored = self.get(key)
+        if stored is None or stored.etag != etag:
+            raise Changed(key)
+        return stored.body
+
     def download(self, key: str, target: Path, *, etag: str) -> bool:
         """Write the object to `target`; False when there is none. Raises Changed when its ETag is another."""
         ...
@@ -92,7 +99,7 @@ class Store(Protocol):
         ...
 
 
-class S3Store:
+class S3Store(Store):
     """`Store` on boto3's S3 client; safe to share between threads."""
 
     def __init__(self, client: Any, bucket: str, *, expected_owner: str | None = None) -> None:

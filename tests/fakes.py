@@ -18,13 +18,13 @@ from shared.keys import ChunkKey, parse_key
 from shared.outcomes import standing
 from shared.queues import MAX_BATCH, MAX_RECEIVE, Backlog, Message, QueueUnavailable
 from shared.server import Answer, Health, Limits, Said, Work
-from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, StoredObject
+from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, Store, StoredObject
 from shared.transcript import ObjectRef, Segment, Transcript, Word
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """`Store` with S3's semantics. `trace` counts calls; `hook(name, key, "before"|"after")` may raise or write."""
 
     def __init__(self, bucket: str = "audio-bucket") -> None:

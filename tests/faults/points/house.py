@@ -18,6 +18,7 @@ from gpu_server.listener import Seat
 from gpu_server.metrics import ServerMetrics
 from gpu_server.problems import Refused
 from gpu_server.readiness import Phase, Readiness
+from gpu_server.remembering import RememberingStore
 from gpu_server.service import Service
 from gpu_server.track import Track
 from gpu_server.transcriber import Transcriber
@@ -115,6 +116,7 @@ def serve(
     store: Store, publish: Callable[[SessionTranscribed], None], transcriber: Transcriber, workspace: Path
 ) -> Service:
     """A service that has just started."""
+    store = RememberingStore(store)
     readiness = Readiness(CAPACITY)
     service = Service(
         readiness,

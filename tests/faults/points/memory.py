@@ -12,7 +12,7 @@ from shared.combine import SessionTranscribed
 from shared.errors import StoreUnavailable, TransientError
 from shared.jobs import Job, Reason
 from shared.queues import Backlog, Message, QueueUnavailable
-from shared.store import ABSENT, ObjectInfo, StoredObject
+from shared.store import ABSENT, ObjectInfo, Store, StoredObject
 from tests.fakes import MemoryQueue, MemoryStore
 from tests.faults.oracle import Found, Upload, regressions, wrong_outcome, wrong_session
 from tests.faults.points.house import Door, House, samples_saying, serve
@@ -111,7 +111,7 @@ class MemoryWorld:
 
 
 @dataclass
-class FaultyStore:
+class FaultyStore(Store):
     """`Store`, one life's way to the bucket."""
 
     inner: MemoryStore

@@ -10,7 +10,7 @@ from typing import Any
 from shared.errors import StoreUnavailable
 from shared.jobs import Job, JobMessage, Reason
 from shared.queues import MAX_RECEIVE, Backlog, Message, QueueUnavailable
-from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, StoredObject
+from shared.store import ABSENT, Changed, ObjectInfo, PreconditionFailed, Store, StoredObject
 from tests.fakes import EPOCH
 from tests.faults.simulation.faults import Faults
 from tests.faults.simulation.scheduler import Actor, Scheduler
@@ -32,7 +32,7 @@ class Entry:
 Watch = Callable[[str, Entry | None, Entry], None]
 
 
-class SimStore:
+class SimStore(Store):
     """`Store`. `watch` sees every write of the programs, with what it replaces."""
 
     bucket = BUCKET

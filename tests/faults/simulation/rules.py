@@ -8,6 +8,7 @@ from router_lambda import handler
 from router_lambda.route import Router
 from shared import chunk_writer, combine, outcomes
 from shared.combine import Combiner
+from shared.store import Store
 from tests.faults.simulation.mutants import (
     Mutant,
     has_rivals,
@@ -169,7 +170,7 @@ MUTANTS = [
     ),
     Mutant(
         "an outcome is read as it was listed",
-        Combiner._get_version,
+        Store.get_version,
         "stored is None or stored.etag != etag",
         "stored is None",
         equivalent="the next round sees another digest than the one that was written, and writes again",

@@ -17,6 +17,7 @@ from gpu_server.decoding import Decoded
 from gpu_server.listener import Seat
 from gpu_server.problems import Refused
 from gpu_server.readiness import Phase, Readiness
+from gpu_server.remembering import RememberingStore
 from gpu_server.service import Service
 from gpu_server.transcriber import EngineBroken, EngineOverloaded, Pass, Route
 from shared.chunk_writer import fetch
@@ -163,7 +164,7 @@ class ServerWorld:
     faults: Faults
     store: SimStore
     heard: Callable[[bytes, bool], None]
-    new_combiner: Callable[[], Combiner]
+    new_combiner: Callable[[Store], Combiner]
     capacity: int
     restitch: bool
     job_seconds: float
@@ -182,12 +183,13 @@ class ServerWorld:
         self.process = self.stage.server = Process("server")
         readiness = Readiness(self.capacity)
         readiness.phase = Phase.READY
+        store = RememberingStore(self.store)
         self.service = Service(
             readiness,
             cast(Any, QUIET),
             workspace=cast(Any, Folder("/")),
-            store=cast(Any, self.store),
-            combiner=self.new_combiner(),
+            store=cast(Any, store),
+            combiner=self.new_combiner(store),
             restitch=self.restitch,
         )
         self.service.transcriber = cast(Any, Ears(self))

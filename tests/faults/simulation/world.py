@@ -83,7 +83,7 @@ class World:
             faults=self.faults,
             store=self.store,
             heard=self.oracle.heard,
-            new_combiner=lambda: Combiner(self.store, self.publish),
+            new_combiner=lambda store: Combiner(store, self.publish),
             capacity=plan.capacity,
             restitch=plan.restitch,
             job_seconds=plan.job_seconds,
