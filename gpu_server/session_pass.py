@@ -140,7 +140,8 @@ class SessionPass:
     ) -> dict[str, Transcript | PermanentError]:
         """Transcripts of a group, heard with its neighbours, or why there is none. `language`: if it is settled."""
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
-            members = {index_of(job): job for job in [*self._neighbours(group, known), *group]}
+            last = self._last_index(session)
+            members = {index_of(job): job for job in [*self._neighbours(group, known, last), *group]}
             got = list(self._get([members[index] for index in sorted(members)], known, Path(folder), pool))
             audible = [chunk for chunk in got if chunk.decoded and chunk.pcm]
             breaks = [place for place in range(1, len(audible)) if audible[place].index != audible[place - 1].index + 1]
@@ -157,8 +158,8 @@ class SessionPass:
             recognitions = self.transcriber.listen(track, wishes, wanted=wanted)
             heard = {chunk.index for chunk in got if chunk.decoded or chunk.error}
             around = {near for place in wanted for near in (audible[place].index - 1, audible[place].index + 1)}
-            heard |= {index for index in around - heard if index and self._is_gone(group[0], index)}
-            last = self._last_index(session)
+            last = last or self._last_index(session)  # the recording may have ended meanwhile
+            heard |= {index for index in around - heard if _may_be(index, last) and self._is_gone(group[0], index)}
             for place in wanted:
                 chunk = audible[place]
                 assert chunk.decoded
@@ -173,12 +174,12 @@ class SessionPass:
                 )
             return made
 
-    def _neighbours(self, group: Sequence[Job], known: Sequence[Job]) -> Iterator[Job]:
+    def _neighbours(self, group: Sequence[Job], known: Sequence[Job], last: int | None) -> Iterator[Job]:
         """The chunks just before and after each run of the group: their audio is heard, not written."""
         indices = {index_of(job) for job in group}
         by_index = {index_of(job): job for job in known}
-        for index in {near for own in indices for near in (own - 1, own + 1)} - indices - {0}:
-            if job := by_index.get(index) or self._sibling(group[0], index):
+        for index in {near for own in indices for near in (own - 1, own + 1)} - indices:
+            if _may_be(index, last) and (job := by_index.get(index) or self._sibling(group[0], index)):
                 yield job
 
     def _sibling(self, job: Job, index: int) -> Job | None:
@@ -296,6 +297,11 @@ def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 def _speaks(made: Transcript | PermanentError) -> TypeGuard[Transcript]:
     return isinstance(made, Transcript) and bool(made.text)
+
+
+def _may_be(index: int, last: int | None) -> bool:
+    """Whether the session can have such a chunk."""
+    return index >= 1 and (last is None or index <= last)
 
 
 def _has_both_sides(index: int, heard: set[int], last: int | None) -> bool:
