@@ -193,8 +193,7 @@ def report(recorded: Sequence[speech.Recording], alone: Alone, drained: Drained,
             f"| recognizer busy, first job to last | >= 95 % | {share:.1%} | {_mark(share >= 0.95)} |",
             f"| speed of the engine alone that is left | >= 0.9 | {left:.2f} | {_mark(left >= 0.9)} |",
             "",
-            f"The engine alone ran before the drain and after it; the two were {alone.apart:.0%} apart, and the table has"
-            " their mean.",
+            f"The engine alone ran before the drain and after it, {alone.apart:.0%} apart; the table has their mean.",
             "",
             f"The worker took {memory} of memory at most. Worker, server and the local S3 and SQS"
             " share the processors of one machine.",
