@@ -136,6 +136,17 @@ def test_a_chunk_counts_as_stitched_only_when_both_sides_were_heard(recorded: Re
     assert recorded.passes(1, 2, 3, 4) == dict.fromkeys(range(1, 5), "stitched")
 
 
+def test_nothing_is_looked_for_beyond_the_last_chunk(recorded: Recorded) -> None:
+    recorded.record(1, 2, 3)
+    recorded.stitch()
+    assert ("head", key(4)) in recorded.store.trace
+    recorded.store.trace.clear()
+    recorded.end(3)
+    recorded.stitch()
+    assert recorded.passes(1, 2, 3) == dict.fromkeys((1, 2, 3), "stitched")
+    assert not [name for _, name in recorded.store.trace if "4" in name.rpartition("/")[2]]
+
+
 def test_chunks_beside_those_that_were_asked_for_are_heard_but_not_written(recorded: Recorded) -> None:
     recorded.record(1, 2, 3, 4, 5)
     recorded.stitch(chunks=[{"s3_input_path": f"s3://audio-bucket/{key(3)}"}])
