@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
-from tests.faults.simulation.plan import MANIFEST, Plan, draw
+from tests.faults.simulation.plan import CHUNK_1, MANIFEST, Plan, draw
 from tests.faults.simulation.server import BAD, HEADLESS
 
 
@@ -21,7 +21,8 @@ from tests.faults.simulation.server import BAD, HEADLESS
 class Mutant:
     """`rule` goes when `old` becomes `new` in `target`.
 
-    `focus`: the sort of schedules that can tell at all, where that is few. `equivalent`: why nothing can tell.
+    `focus`: the sort of schedules that can tell at all, where that is few. `start`: the first seed to try, where even
+    of those few can. `equivalent`: why nothing can tell.
     """
 
     rule: str
@@ -29,10 +30,11 @@ class Mutant:
     old: str
     new: str
     focus: Callable[[Plan], bool] = lambda plan: True
+    start: int = 0
     equivalent: str = ""
 
     def seeds(self, budget: int) -> Iterator[int]:
-        return itertools.islice((seed for seed in itertools.count() if self.focus(draw(seed))), budget)
+        return itertools.islice((seed for seed in itertools.count(self.start) if self.focus(draw(seed))), budget)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -71,6 +73,14 @@ def has_rivals(plan: Plan) -> bool:
 
 def works_by_queue(plan: Plan) -> bool:
     return plan.faults >= 3 and (plan.batch_only or not plan.server_up)
+
+
+def records_want_of_a_header(plan: Plan) -> bool:
+    """A chunk without its header comes before chunk 1, and somebody looks at it again later."""
+    bodies = [upload.body for upload in plan.uploads]
+    headless = [place for place, body in enumerate(bodies) if body.startswith(HEADLESS)]
+    chunk_1 = [place for place, upload in enumerate(plan.uploads) if upload.key == CHUNK_1]
+    return plan.sweeps and bool(headless) and headless[0] < chunk_1[-1]
 
 
 def waits_for_chunk_1(plan: Plan) -> bool:

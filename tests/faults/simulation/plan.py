@@ -140,6 +140,9 @@ def _key(index: int) -> str:
     return f"{PREFIX}chunk-{index}.webm"
 
 
+CHUNK_1 = _key(1)
+
+
 def _manifest(chunks: int) -> bytes:
     return b'{"chunkCount": %d}' % chunks
 

@@ -15,6 +15,7 @@ from tests.faults.simulation.mutants import (
     has_two_failures,
     has_two_manifests,
     overwrites,
+    records_want_of_a_header,
     waits_for_chunk_1,
     works_by_queue,
 )
@@ -64,6 +65,14 @@ MUTANTS = [
         outcomes.find,
         "if record and record_stands(store, job, record):",
         "if record:",
+    ),
+    Mutant(
+        "a record for want of a header falls when chunk 1 comes",
+        outcomes.record_stands,
+        "return record.type != HEADER_MISSING or _header_etag(store, job) == record.header_etag",
+        "return True",
+        focus=records_want_of_a_header,
+        start=543_000,
     ),
     Mutant("a superseded job needs no more work", outcomes.find, "if source and source.etag != job.etag:", "if False:"),
     Mutant(
