@@ -88,7 +88,7 @@ class Worker:
 
         Args:
             attempts: how often this was tried, this time included.
-            final: there will be no further try: a job that fails while the server lives gets a recorded failure.
+            final: there will be no further try: the server gets the job alone, and if that fails, it is recorded.
 
         Raises:
             BadMessage: nobody can read it.
@@ -206,7 +206,7 @@ class Worker:
         if not before.is_open:
             return Result.SKIPPED, None
         new = before is Standing.NEW
-        answer = self._ask(partial(self.server.transcribe, job, self._limits, route=ROUTE, new=new))
+        answer = self._ask(partial(self.server.transcribe, job, self._limits, route=ROUTE, new=new, alone=final))
         if answer.said is Said.UNAUTHORIZED:
             raise Unauthorized(f"the server does not accept our key or bucket (HTTP {answer.status}): check API_KEY")
         if answer.said is Said.REFUSED:
@@ -218,8 +218,8 @@ class Worker:
             return Result.TRANSCRIBED, found.outcome
         if answer.said is Said.DONE:
             answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
-        blamed = final and answer.said is not Said.BUSY and not self.stopping.is_set()  # the server may be stopped too
-        if blamed and not self._may_still_come(job, answer):
+        tried = answer.said not in (Said.BUSY, Said.UNTRIED) and not self.stopping.is_set()  # or the server is, too
+        if final and tried and not self._may_still_come(job, answer):
             type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
             error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
             record_failure(self.store, job, error, attempts=attempts)

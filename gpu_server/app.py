@@ -109,7 +109,9 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
         """Transcribe an object in S3; the transcript goes to S3 too, where the layout says."""
         store = _store(service)
         job, copy_to = await _job(request, store, service)
-        flight = service.start_job(job, request.route, retry_failed=request.retry_failed, new=request.new)
+        flight = service.start_job(
+            job, request.route, retry_failed=request.retry_failed, new=request.new, alone=request.alone
+        )
         receipt = partial(Receipt, job_id=job.job_id, s3_output_path=f"s3://{job.bucket}/{job.output_key}")
         if not request.wait:
             return JSONResponse(receipt(status="accepted").model_dump(), 202)

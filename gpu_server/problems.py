@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from shared.errors import Contended, PermanentError, StoreUnavailable, TransientError
+from shared.errors import STORE_UNAVAILABLE, Contended, PermanentError, StoreUnavailable, TransientError
 
 MEDIA_TYPE = "application/problem+json"
 logger = Logger(service="gpu-server", child=True)
@@ -66,7 +66,7 @@ def install(app: FastAPI) -> None:
     async def transient(request: Request, error: TransientError) -> JSONResponse:
         logger.warning("not done", extra={"reason": str(error)})
         if isinstance(error, StoreUnavailable | Contended):
-            return problem(502, "store-unavailable", "The object store did not do its part; try again.")
+            return problem(502, STORE_UNAVAILABLE, "The object store did not do its part; try again.")
         return problem(500, "internal", "The server could not finish the job; try again.")
 
     @app.exception_handler(RequestValidationError)

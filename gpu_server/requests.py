@@ -36,6 +36,7 @@ class TranscribeS3(Options):
     version_id: str | None = Field(default=None, max_length=1024, description="kept in the transcript")
     retry_failed: StrictBool = Field(default=False, description="try again although this audio's failure is on record")
     new: StrictBool = Field(default=False, description="nothing lies at its output keys: the caller has just looked")
+    alone: StrictBool = Field(default=False, description="only with nothing else at work: a suspect's last try")
     route: Route = Field(default="direct", description="how the job came here; kept in the transcript")
 
 

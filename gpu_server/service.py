@@ -82,7 +82,7 @@ class Service:
         self._ended: deque[object] = deque(maxlen=REMEMBERED)  # flights' names
 
     def start_job(
-        self, job: Job, route: Route, *, retry_failed: bool = False, new: bool = False
+        self, job: Job, route: Route, *, retry_failed: bool = False, new: bool = False, alone: bool = False
     ) -> "asyncio.Task[Done]":
         """The flight of this input: the one that is under way, or a new one, which takes a slot.
 
@@ -90,10 +90,11 @@ class Service:
 
         new: the caller has just seen that nothing lies at the job's output keys. If that is no longer so, the
             conditional write finds out; a job that has just ended here is looked for all the same.
+        alone: only with nothing beside it, so that a server that dies of it dies of nothing else.
         """
         seen = NOTHING if new and job.job_id not in self._ended else None
         write = partial(write_chunk, seen=seen, retry_failed=retry_failed)
-        return self._fly(job.job_id, partial(self._job_flight, job, route, write), job.key)
+        return self._fly(job.job_id, partial(self._job_flight, job, route, write), job.key, alone=alone)
 
     def start_session(
         self, session: Session, jobs: Sequence[Job], options: Options, route: Route, *, retry_failed: bool = False
@@ -103,9 +104,11 @@ class Service:
         run = partial(self._run_session, session, jobs, options, route, retry_failed)
         return self._fly(name, lambda: self._in_slot(run, "session"), session.audio_prefix)
 
-    def _fly(self, name: object, start: Callable[[], Coroutine[Any, Any, T]], key: str) -> "asyncio.Task[T]":
-        if (flight := self._flights.get(name)) is None:
-            self.readiness.take_slot()
+    def _fly(
+        self, name: object, start: Callable[[], Coroutine[Any, Any, T]], key: str, *, alone: bool = False
+    ) -> "asyncio.Task[T]":
+        if (flight := self._flights.get(name)) is None or alone:
+            self.readiness.take_slot(alone=alone)
             flight = asyncio.create_task(start())
             self._flights[name] = flight
             flight.add_done_callback(partial(self._landed, name, key))
@@ -173,7 +176,8 @@ class Service:
             self.metrics.job_seconds.observe(seconds)
 
     def _landed(self, name: object, key: str, flight: "asyncio.Task[Any]") -> None:
-        del self._flights[name]
+        if self._flights.get(name) is flight:
+            del self._flights[name]
         self._ended.append(name)
         error = None if flight.cancelled() else flight.exception()
         logger.info("job ended", extra={"key": key, "result": type(error).__name__ if error else "done"})

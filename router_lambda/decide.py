@@ -135,7 +135,7 @@ def after_answer(
             return Enqueue(Reason.DEFERRED, answer.message)
         case Said.UNAUTHORIZED:
             return Enqueue(Reason.FAILED, f"the server does not accept our key or bucket (HTTP {answer.status})")
-        case Said.BUSY | Said.FAILED:
+        case Said.BUSY | Said.UNTRIED | Said.FAILED:
             return _again(answer, attempt, remaining, jitter)
 
 

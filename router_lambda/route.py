@@ -216,7 +216,7 @@ class Router:
         answer = server.transcribe(job, limits, route=ROUTE, wait=wait, new=new)
         if answer.said is Said.DONE and standing(self.store, job, check_source=True).is_open:
             answer = Answer(Said.FAILED, answer.status, message="the server said 200, but S3 has no transcript")
-        if answer.said is Said.FAILED:
+        if answer.said in (Said.UNTRIED, Said.FAILED):
             self.breaker.failed()
         else:
             self.breaker.reset()

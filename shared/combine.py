@@ -271,7 +271,7 @@ class Combiner:
         stored = self._store.get(session.error_key)
         record = read_error_record(stored.body) if stored else None
         source = ObjectRef(bucket=self._store.bucket, key=session.manifest_key, etag=etag)
-        if record and record.source == source:
+        if (record and record.source == source) or self._etag(session.manifest_key) != etag:
             return
         record = ErrorRecord(
             type=error.type, message=error.message, source=source, attempts=1, created_at=datetime.now(UTC)

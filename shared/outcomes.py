@@ -154,7 +154,8 @@ def record_failure(store: Store, job: Job, error: PermanentError, *, attempts: i
     """Record that this input has no transcript.
 
     Nothing is written when it has one, when that is on record already, when the audio is another version by now, or
-    when a newer object with the same chunk number has its own record there.
+    when a newer object with the same chunk number has its own record there. The record is read before the audio: what
+    is newer than either makes the PUT fail.
 
     Raises:
         Contended: the record kept changing under our hands.
@@ -168,12 +169,12 @@ def record_failure(store: Store, job: Job, error: PermanentError, *, attempts: i
         created_at=datetime.now(UTC),
     )
     for _ in range(ROUNDS):
+        stored = store.get(job.audio.error_key)
         if read_outcome(store, job).is_for(job):
             return
         source = store.head(job.key)
         if source and source.etag != job.etag:
             return
-        stored = store.get(job.audio.error_key)
         current = read_error_record(stored.body) if stored else None
         if current and is_source(current.source, job) and record_stands(store, job, current):
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from shared.errors import STORE_UNAVAILABLE
 from shared.jobs import Job, Options
 from shared.outcomes import HEADER_MISSING
 
@@ -45,7 +46,8 @@ class Said(StrEnum):
     REFUSED = "refused"  # the input is at fault
     NOT_YET = "not_yet"  # the input waits for another object (a WebM header)
     UNAUTHORIZED = "unauthorized"  # our configuration is at fault
-    FAILED = "failed"  # connection, timeout, 5xx
+    UNTRIED = "untried"  # nobody has looked at the input: no connection, or the server cannot reach S3
+    FAILED = "failed"  # a connection that broke, a timeout, 5xx
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,20 @@ class ServerClient:
             return None
         return read_work(response.text) if response.status_code == httpx.codes.OK else None
 
-    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False) -> Answer:
+    def transcribe(
+        self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False, alone: bool = False
+    ) -> Answer:
         """Post a job and say what came back. Never raises for anything a server can do.
 
         Args:
             new: nothing lies at the job's output keys, as the caller has just seen: the server need not look again.
+            alone: only while nothing else is at work there: BUSY, until it is so.
         """
         body = _input(job) | {"return_text": False, "wait": wait, "route": route} | _wishes(job.options)
         if new:
             body |= {"new": True}
+        if alone:
+            body |= {"alone": True}
         return self._ask("/transcribe-s3", body, limits, ANSWER_BYTES)
 
     def transcribe_session(self, what: Sequence[Job] | str, limits: Limits, *, route: str, wait: bool = True) -> Answer:
@@ -125,6 +132,8 @@ class ServerClient:
     def _ask(self, path: str, body: dict[str, Any], limits: Limits, max_bytes: int) -> Answer:
         try:
             response = asyncio.run(self._call("POST", path, limits, max_bytes, json=body))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return Answer(Said.UNTRIED, message=f"no connection: {_name(error)}")
         except (httpx.HTTPError, TimeoutError, ConnectionError) as error:
             return Answer(Said.FAILED, message=f"no answer: {_name(error)}")
         return read_answer(response)
@@ -172,6 +181,8 @@ def read_answer(response: httpx.Response) -> Answer:
         said = Said.NOT_YET
     elif status in (429, 503):
         said = Said.BUSY
+    elif type == STORE_UNAVAILABLE:
+        said = Said.UNTRIED
     elif status in (401, 403):
         said = Said.UNAUTHORIZED
     elif status in _INPUT_STATUSES and _is_ours(response) and type not in _NOT_THE_INPUTS:

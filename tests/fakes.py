@@ -239,6 +239,7 @@ class ScriptedServer:
     url: str = "http://server"
     calls: list[tuple[Job, bool]] = field(default_factory=list)
     called_new: list[bool] = field(default_factory=list)
+    called_alone: list[bool] = field(default_factory=list)
     session_answers: list[Answer] = field(default_factory=lambda: [Answer(Said.DONE, 200)])
     session_calls: list[tuple[Sequence[Job] | str, bool]] = field(default_factory=list)
     deaf_to: set[str] = field(default_factory=set)
@@ -251,9 +252,12 @@ class ScriptedServer:
     def health(self, limits: Limits) -> Health:
         return self.ready
 
-    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False) -> Answer:
+    def transcribe(
+        self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False, alone: bool = False
+    ) -> Answer:
         self.calls.append((job, wait))
         self.called_new.append(new)
+        self.called_alone.append(alone)
         answer = self.answers[min(len(self.calls), len(self.answers)) - 1]
         if answer.said is Said.DONE and not self.lies and standing(self.store, job).is_open:
             self.store.upload(job.output_key, transcript_for(job).to_json())

@@ -191,6 +191,7 @@ def test_a_dead_letter_gets_one_more_try_and_then_a_recorded_failure(night: Nigh
     assert failure is not None
     assert failure.type == "gave-up"
     assert night.dead_letters.visible == []
+    assert night.server.called_alone == [True]
 
 
 def test_a_chunk_that_waits_for_its_recordings_first_is_kept_until_the_recording_ends(night: Night) -> None:
@@ -224,6 +225,19 @@ def test_a_dead_letter_is_not_blamed_for_a_dead_server(night: Night) -> None:
     night.dead_letters.send(job, Reason.FAILED)
     with pytest.raises(ServerGone):
         night.run()
+    assert read_failure(night.store, job) is None
+    assert len(night.dead_letters.visible) == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(Said.UNTRIED, message="no connection"), Answer(Said.UNTRIED, 502, "store-unavailable")]
+)
+def test_a_dead_letter_that_nobody_has_looked_at_is_kept(night: Night, answer: Answer) -> None:
+    night.server.answers = [answer]
+    job = night.upload("chunk-1.webm")
+    night.dead_letters.send(job, Reason.FAILED)
+    with Leases(visibility=120, interval=30) as leases:
+        night.letters(night.drain(leases))[1].run()
     assert read_failure(night.store, job) is None
     assert len(night.dead_letters.visible) == 1
 

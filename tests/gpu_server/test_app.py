@@ -118,6 +118,26 @@ def test_a_full_server_says_so_at_once_and_stays_healthy_in_the_callers_eyes(ser
     assert served.client.get("/health").status_code == 200
 
 
+def test_a_job_that_wants_the_server_alone_waits_for_the_others_and_keeps_new_ones_out(served: Served) -> None:
+    served.store.upload(KEY, HELLO.read_bytes())
+    served.engine.released.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(served.upload)
+        assert served.engine.started.acquire(timeout=20)
+        refused = served.from_s3(alone=True)
+        newcomer = served.upload()
+        served.engine.released.set()
+        assert first.result().status_code == 200
+        served.engine.released.clear()
+        alone = pool.submit(served.from_s3, alone=True)
+        assert served.engine.started.acquire(timeout=20)
+        others = [served.upload(), served.from_s3(alone=True)]
+        served.engine.released.set()
+        assert alone.result().json()["text"]
+    assert {answer.status_code for answer in (refused, newcomer, *others)} == {429}
+    assert served.upload().status_code == 200
+
+
 def test_a_crowd_is_told_when_to_come_again_and_others_may_look() -> None:
     async def crowd() -> None:
         leave = asyncio.Event()

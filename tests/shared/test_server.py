@@ -39,6 +39,7 @@ def problem(status: int, type: str, **headers: str) -> httpx.Response:
         (problem(503, "draining"), Answer(Said.BUSY, 503, "draining", "words")),
         (problem(500, "internal"), Answer(Said.FAILED, 500, "internal", "words")),
         (problem(504, "timeout"), Answer(Said.FAILED, 504, "timeout", "words")),
+        (problem(502, "store-unavailable"), Answer(Said.UNTRIED, 502, "store-unavailable", "words")),
     ],
 )
 def test_every_answer_has_a_meaning(response: httpx.Response, expected: Answer) -> None:
@@ -151,12 +152,22 @@ def test_health_tells_ready_busy_and_dead_apart(response: httpx.Response, expect
     assert client(lambda request: response).health(LIMITS) == expected
 
 
-def test_no_transport_error_escapes() -> None:
-    def refuse(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (httpx.ConnectError("refused"), Said.UNTRIED),
+        (httpx.ConnectTimeout("nobody there"), Said.UNTRIED),
+        (httpx.ReadError("reset"), Said.FAILED),
+        (httpx.ReadTimeout("silent"), Said.FAILED),
+        (httpx.RemoteProtocolError("closed"), Said.FAILED),
+    ],
+)
+def test_no_transport_error_escapes_and_whether_the_job_was_taken_is_told(error: httpx.HTTPError, said: Said) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
 
-    assert client(refuse).transcribe(JOB, LIMITS, route="direct").said is Said.FAILED
-    assert not client(refuse).health(LIMITS).alive
+    assert client(fail).transcribe(JOB, LIMITS, route="direct").said is said
+    assert not client(fail).health(LIMITS).alive
 
 
 @pytest.fixture

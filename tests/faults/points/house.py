@@ -145,11 +145,13 @@ class Door:
         except ConnectionError:
             return Health(ready=False, alive=False, reason="no answer")
 
-    def transcribe(self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False) -> Answer:
+    def transcribe(
+        self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False, alone: bool = False
+    ) -> Answer:
         assert wait  # no scene has audio that long
 
         async def question(service: Service) -> Answer:
-            await asyncio.shield(service.start_job(job, route, new=new))  # type: ignore[arg-type]
+            await asyncio.shield(service.start_job(job, route, new=new, alone=alone))  # type: ignore[arg-type]
             return Answer(Said.DONE, 200)
 
         return self._ask("POST /transcribe-s3", question)

@@ -15,6 +15,7 @@ import batch_worker.stopping
 import batch_worker.sweep
 import batch_worker.unfinished
 import batch_worker.work
+import gpu_server.readiness
 import gpu_server.service
 import gpu_server.session_pass
 import router_lambda.handler
@@ -66,6 +67,7 @@ PATCHES: list[tuple[Any, dict[str, Any]]] = [
     (batch_worker.sweep, {"ThreadPoolExecutor": InlinePool}),
     (batch_worker.unfinished, {"ThreadPoolExecutor": InlinePool}),
     (gpu_server.service, {"asyncio": ASYNCIO, "ThreadPoolExecutor": InlinePool, "time": TIME, "logger": QUIET}),
+    (gpu_server.readiness, {"time": TIME}),
     (gpu_server.service, {"tempfile": TEMPFILE, "Path": Folder, "join": join, "whole": whole}),
     (gpu_server.session_pass, {"ThreadPoolExecutor": InlinePool, "tempfile": TEMPFILE, "Path": Folder, "join": join}),
     (gpu_server.session_pass, {"wait": wait}),

@@ -275,7 +275,7 @@ MUTANTS = [
     Mutant(
         "a letter that cannot be done gets its record",
         Worker._transcribe,
-        "if blamed and not self._may_still_come(job, answer):",
+        "if final and tried and not self._may_still_come(job, answer):",
         "if False:",
     ),
     # gpu_server

@@ -22,7 +22,7 @@ from gpu_server.service import Service
 from gpu_server.transcriber import EngineBroken, EngineOverloaded, Pass, Route
 from shared.chunk_writer import fetch
 from shared.combine import Combiner
-from shared.errors import InputRefused, PermanentError, TransientError
+from shared.errors import STORE_UNAVAILABLE, InputRefused, PermanentError, TransientError
 from shared.jobs import Job, Options
 from shared.keys import ChunkKey, ManifestKey, parse_audio_key, parse_key
 from shared.outcomes import HEADER_MISSING
@@ -213,7 +213,7 @@ class ServerWorld:
             self.scheduler.sleep(limits.total)
             return Answer(Said.FAILED, message=fault)
         if not self.process.alive or fault == "no connection":
-            return Answer(Said.FAILED, message="no answer")
+            return Answer(Said.UNTRIED, message="no connection")
         try:
             flight = start(self.service)
         except Refused as error:
@@ -244,7 +244,7 @@ def _answer(flight: Task, *, wait: bool) -> Answer:
             said = Said.NOT_YET if error.type == HEADER_MISSING else Said.REFUSED
             return Answer(said, error.status, error.type, error.message)
         case TransientError():
-            return Answer(Said.FAILED, 502, "store-unavailable", str(error))
+            return Answer(Said.UNTRIED, 502, STORE_UNAVAILABLE, str(error))
         case ConnectionError():
             return Answer(Said.FAILED, message=str(error))
         case _:
@@ -270,12 +270,14 @@ class SimClient:
         reason = world.service.readiness.reason
         return Health(ready=reason is None, alive=reason in (None, "saturated"), reason=reason or "")
 
-    def transcribe(self, job: Job, limits: Limits, *, route: Route, wait: bool = True, new: bool = False) -> Answer:
+    def transcribe(
+        self, job: Job, limits: Limits, *, route: Route, wait: bool = True, new: bool = False, alone: bool = False
+    ) -> Answer:
         asked = Job(bucket=job.bucket, key=job.key, etag=job.etag, options=job.options)
 
         def start(service: Service) -> Task:
             parse_audio_key(asked.key)
-            return cast(Task, service.start_job(asked, route, new=new))
+            return cast(Task, service.start_job(asked, route, new=new, alone=alone))
 
         return self._world.ask(start, limits, wait=wait)
 
