@@ -206,6 +206,26 @@ def test_a_late_failure_of_an_old_version_leaves_the_newer_ones_record(store: Me
     assert standing(store, new) is Standing.FAILED
 
 
+def test_a_failure_that_is_overtaken_at_any_read_leaves_the_newer_ones_record(store: MemoryStore) -> None:
+    for read in range(3):
+        store.upload(KEY, f"first {read}".encode())
+        old = job_of(store)
+        reads: list[str] = []
+
+        def overtake(name: str, key: str, when: str, read: int = read, reads: list[str] = reads) -> None:
+            if when == "after" and name in ("get", "head"):
+                reads.append(key)
+                if len(reads) == read + 1:
+                    store.hook = lambda *_: None
+                    store.upload(KEY, f"second {read}".encode())
+                    record_failure(store, job_of(store), InputRefused("second has no audio"))
+
+        store.hook = overtake
+        record_failure(store, old, InputRefused("first has no audio"))
+        assert len(reads) == read + 1
+        assert standing(store, job_of(store)) is Standing.FAILED
+
+
 def test_two_objects_with_one_chunk_number_that_both_fail_come_to_rest(store: MemoryStore, tmp_path: Path) -> None:
     keys = [KEY, KEY.replace("webm", "mp3")]
     for key in keys:

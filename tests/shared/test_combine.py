@@ -271,6 +271,22 @@ def test_a_manifest_without_a_usable_count_is_recorded_and_the_next_one_counts(
     assert text_of(recording) == "one"
 
 
+def test_a_bad_manifest_that_was_overwritten_meanwhile_leaves_the_newer_ones_record(store: MemoryStore) -> None:
+    recording = Recording(store)
+    recording.manifest("many")
+
+    def overtake(name: str, key: str, when: str) -> None:
+        if (name, key, when) == ("get", SESSION.error_key, "after"):
+            store.hook = lambda *_: None
+            recording.manifest("more")
+            recording.new_combiner().combine(SESSION)
+
+    store.hook = overtake
+    recording.combine()
+    record = json.loads(store.objects[SESSION.error_key][0])
+    assert record["source"]["etag"] == store.objects[SESSION.manifest_key][1].etag
+
+
 def test_the_session_names_every_input_by_etag(recording: Recording, tmp_path: Path) -> None:
     recording.chunk(1, "one", tmp_path)
     recording.manifest(1)

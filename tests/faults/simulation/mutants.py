@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any, cast
 
 from tests.faults.simulation.plan import CHUNK_1, MANIFEST, Plan, draw
-from tests.faults.simulation.server import BAD, HEADLESS
+from tests.faults.simulation.server import BAD, DEADLY, HEADLESS
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ def has_two_failures(plan: Plan) -> bool:
 def has_two_manifests(plan: Plan) -> bool:
     """Of which both can be used."""
     return sum(upload.body.startswith(b"{") for upload in plan.uploads) > 1
+
+
+def has_deadly(plan: Plan) -> bool:
+    """Audio that kills the server, beside other audio; and no fault that would explain a failure."""
+    deadly = {upload.key for upload in plan.uploads if upload.body.startswith(DEADLY)}
+    return plan.faults == 0 and plan.chunks > len(deadly) > 0
 
 
 def has_rivals(plan: Plan) -> bool:

@@ -11,6 +11,7 @@ from shared.combine import Combiner
 from shared.store import Store
 from tests.faults.simulation.mutants import (
     Mutant,
+    has_deadly,
     has_rivals,
     has_two_failures,
     has_two_manifests,
@@ -81,6 +82,14 @@ MUTANTS = [
         "if source and source.etag != job.etag:",
         "if False:",
         focus=has_two_failures,
+    ),
+    Mutant(
+        "a record is read before the audio that it is checked against",
+        outcomes.record_failure,
+        "current = read_error_record(stored.body) if stored else None",
+        "stored = store.get(job.audio.error_key); current = read_error_record(stored.body) if stored else None",
+        focus=has_two_failures,
+        start=10_269_000,
     ),
     Mutant(
         "no failure is recorded of what has its transcript",
@@ -277,6 +286,21 @@ MUTANTS = [
         Worker._transcribe,
         "if final and tried and not self._may_still_come(job, answer):",
         "if False:",
+    ),
+    Mutant(
+        "a last try has the server alone",
+        Worker._transcribe,
+        "alone=final",
+        "alone=False",
+        focus=has_deadly,
+        start=10_046_000,
+    ),
+    Mutant(
+        "who could not be asked blames nobody",
+        Worker._transcribe,
+        "answer.said not in (Said.BUSY, Said.UNTRIED)",
+        "answer.said is not Said.BUSY",
+        focus=has_deadly,
     ),
     # gpu_server
     Mutant(
