@@ -35,7 +35,7 @@ def test_every_answer_is_as_documented_and_nothing_strange_is_written(
     asked = api.ask(served, examples=EXAMPLES, seed=1)
     assert asked.violations == {}
     assert asked.statuses("POST /transcribe") >= {200, 400, 415}
-    assert asked.statuses("POST /transcribe-s3") >= {200, 400, 403}
+    assert asked.statuses("POST /transcribe-s3") >= {200, 400}
     assert asked.statuses("POST /transcribe-session") >= {200, 400}
     assert api.strange_keys(store, uploaded) == []
     assert served.readiness.in_flight == 0
