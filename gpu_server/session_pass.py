@@ -85,11 +85,13 @@ class SessionPass:
                     if one:
                         ended[one.job.key] = one
 
-            open_jobs = [job for job, todo in zip(ordered, pool.map(self._is_open, ordered), strict=True) if todo]
+            last = self._last_index(session)
+            is_open = partial(self._is_open, last=last)
+            open_jobs = [job for job, todo in zip(ordered, pool.map(is_open, ordered), strict=True) if todo]
             language = None  # settled once, by the first group that was asked for it and speaks
             for group in _groups(open_jobs):
                 try:
-                    made = self._hear(session, group, ordered, pool, language)
+                    made = self._hear(session, group, ordered, pool, language, last)
                 except RouterError as error:
                     errors.append(error)
                     continue
@@ -124,10 +126,11 @@ class SessionPass:
             errors.append(error)
             return None
 
-    def _is_open(self, job: Job) -> bool:
+    def _is_open(self, job: Job, last: int | None) -> bool:
         seen = self.outputs.of(job)
         if seen.outcome.transcript and seen.outcome.is_for(job):
-            return not seen.outcome.transcript.is_stitched
+            # One beyond the session's end stays at an open end: the next pass would not better it either.
+            return not seen.outcome.transcript.is_stitched and _may_be(index_of(job), last)
         return self.retry_failed or not (seen.record and record_stands(self.store, job, seen.record))
 
     def _hear(
@@ -137,10 +140,13 @@ class SessionPass:
         known: Sequence[Job],
         pool: ThreadPoolExecutor,
         language: str | None,
+        last: int | None,
     ) -> dict[str, Transcript | PermanentError]:
-        """Transcripts of a group, heard with its neighbours, or why there is none. `language`: if it is settled."""
+        """Transcripts of a group, heard with its neighbours, or why there is none.
+
+        `language`: if it is settled; `last`: index of the session's last chunk, if that is known.
+        """
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
-            last = self._last_index(session)
             members = {index_of(job): job for job in [*self._neighbours(group, known, last), *group]}
             got = list(self._get([members[index] for index in sorted(members)], known, Path(folder), pool))
             audible = [chunk for chunk in got if chunk.decoded and chunk.pcm]

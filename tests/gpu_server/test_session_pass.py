@@ -5,6 +5,7 @@ Each chunk's samples all stand for its number, which is the word that the recogn
 
 import io
 import json
+import threading
 import time
 import wave
 from collections.abc import Iterator
@@ -145,6 +146,19 @@ def test_nothing_is_looked_for_beyond_the_last_chunk(recorded: Recorded) -> None
     recorded.stitch()
     assert recorded.passes(1, 2, 3) == dict.fromkeys((1, 2, 3), "stitched")
     assert not [name for _, name in recorded.store.trace if "4" in name.rpartition("/")[2]]
+
+
+def test_a_chunk_beyond_the_last_is_heard_once(recorded: Recorded) -> None:
+    recorded.record(1, 2, 3)
+    recorded.end(2)
+    assert [chunk["status"] for chunk in recorded.stitch().json()["chunks"]] == ["written"] * 3
+    assert recorded.passes(1, 2, 3) == {1: "stitched", 2: "stitched", 3: "live"}
+    recorded.engine.batches.clear()
+    assert [chunk["status"] for chunk in recorded.stitch().json()["chunks"]] == ["already_done"] * 3
+    assert recorded.engine.batches == []
+    recorded.end(3)
+    recorded.stitch()
+    assert recorded.passes(1, 2, 3) == dict.fromkeys((1, 2, 3), "stitched")
 
 
 def test_chunks_beside_those_that_were_asked_for_are_heard_but_not_written(recorded: Recorded) -> None:
@@ -301,11 +315,14 @@ def test_a_pass_that_fails_keeps_its_folder_while_anything_of_it_runs(recorded: 
     """Who still writes there would make another error of this one, and leave files behind."""
     recorded.record(1, 2, 3)
     pulled_away = []
+    another = threading.Event()
 
     def hook(call: str, at: str, moment: str) -> None:
         if (call, moment) == ("download", "before"):
             if at == key(1):
+                assert another.wait(20)
                 raise StoreUnavailable("S3 is away")
+            another.set()
             deadline = time.monotonic() + 0.3
             while any(tmp_path.iterdir()) and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -313,5 +330,6 @@ def test_a_pass_that_fails_keeps_its_folder_while_anything_of_it_runs(recorded: 
 
     recorded.store.hook = hook
     assert recorded.stitch().json()["type"] == "/problems/store-unavailable"
-    assert pulled_away == [False, False]
+    assert pulled_away
+    assert not any(pulled_away)
     assert not any(tmp_path.iterdir())
