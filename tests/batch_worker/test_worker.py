@@ -53,6 +53,10 @@ class Night:
         with Leases(visibility=120, interval=30) as leases:
             return self.batch(self.drain(leases)).run()
 
+    def try_dead_letters(self) -> None:
+        with Leases(visibility=120, interval=30) as leases:
+            self.letters(self.drain(leases))[1].run()
+
     def batch(self, drain: Drain) -> Batch:
         return Batch(drain, self.letters(drain), self.store, self._combiner, self.restitch)
 
@@ -198,13 +202,11 @@ def test_a_chunk_that_waits_for_its_recordings_first_is_kept_until_the_recording
     night.server.answers = [Answer(Said.NOT_YET, 422, "media-header-missing", "chunk 1 is not there")]
     job = night.upload("chunk-2.webm")
     night.dead_letters.send(job, Reason.FAILED)
-    with Leases(visibility=120, interval=30) as leases:
-        night.letters(night.drain(leases))[1].run()
+    night.try_dead_letters()
     assert read_failure(night.store, job) is None
     assert len(night.dead_letters.visible) == 1
     night.upload("metadata.json", b'{"chunkCount": 2}')
-    with Leases(visibility=120, interval=30) as leases:
-        night.letters(night.drain(leases))[1].run()
+    night.try_dead_letters()
     failure = read_failure(night.store, job)
     assert failure is not None
     assert failure.type == "media-header-missing"
@@ -236,8 +238,7 @@ def test_a_dead_letter_that_nobody_has_looked_at_is_kept(night: Night, answer: A
     night.server.answers = [answer]
     job = night.upload("chunk-1.webm")
     night.dead_letters.send(job, Reason.FAILED)
-    with Leases(visibility=120, interval=30) as leases:
-        night.letters(night.drain(leases))[1].run()
+    night.try_dead_letters()
     assert read_failure(night.store, job) is None
     assert len(night.dead_letters.visible) == 1
 
