@@ -122,13 +122,14 @@ def test_a_job_that_wants_the_server_alone_waits_for_the_others_and_keeps_new_on
     served.store.upload(KEY, HELLO.read_bytes())
     served.engine.released.clear()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(served.upload)
+        first = pool.submit(served.from_s3)
         assert served.engine.started.acquire(timeout=20)
-        refused = served.from_s3(alone=True)
+        refused = served.from_s3(alone=True)  # the very same job, and yet not alone
         newcomer = served.upload()
         served.engine.released.set()
         assert first.result().status_code == 200
         served.engine.released.clear()
+        served.store.upload(KEY, HELLO.read_bytes() + b" again")
         alone = pool.submit(served.from_s3, alone=True)
         assert served.engine.started.acquire(timeout=20)
         others = [served.upload(), served.from_s3(alone=True)]

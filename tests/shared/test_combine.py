@@ -276,7 +276,7 @@ def test_a_bad_manifest_that_was_overwritten_meanwhile_leaves_the_newer_ones_rec
     recording.manifest("many")
 
     def overtake(name: str, key: str, when: str) -> None:
-        if (name, key, when) == ("get", SESSION.error_key, "after"):
+        if (name, key, when) == ("get", SESSION.manifest_key, "after"):
             store.hook = lambda *_: None
             recording.manifest("more")
             recording.new_combiner().combine(SESSION)
