@@ -17,10 +17,11 @@ def start(command: Sequence[str | Path], *, environment: Mapping[str, str], log:
     """Start `command` in the project's folder, its output going to `log`.
 
     In a session of its own: Ctrl-C in the terminal is for whoever started it, who stops things in order.
+    Returns when its command line shows, since `runs` goes by that: the kernel writes it a little after Popen returns.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             list(command),
             cwd=ROOT,
             env=dict(environment),
@@ -29,6 +30,9 @@ def start(command: Sequence[str | Path], *, environment: Mapping[str, str], log:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    while process.poll() is None and not _command_line(process.pid):
+        time.sleep(0.001)
+    return process
 
 
 def runs(pid: int, module: str) -> bool:
