@@ -8,7 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.errors import BadMessage
+from pydantic import ValidationError
+
+from batch_worker.report import Day
+from shared.errors import BadManifest, BadMessage
 from shared.events import Upload as Event
 from shared.events import parse_letter
 from shared.jobs import JobMessage
@@ -109,10 +112,15 @@ def _waiting(found: Found) -> dict[str, set[str | None]]:
 
 
 def _strange_keys(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
-    """Nothing lies outside the keys that follow from what was uploaded."""
+    """Nothing lies outside the keys that follow from what was uploaded, but reports."""
     expected = {key for upload in uploads for key in (upload.key, *_outputs(parse_key(upload.key)))}
-    for key in found.objects:
-        if key not in expected and not key.startswith(REPORTS):
+    for key, stored in found.objects.items():
+        if key.startswith(REPORTS):
+            try:
+                Day.model_validate_json(stored.body)
+            except ValidationError:
+                yield f"{key}: is no report"
+        elif key not in expected:
             yield f"{key}: nothing that was uploaded has its result there"
 
 
@@ -147,26 +155,58 @@ def wrong_outcome(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[
         yield f"{key}: made from {source.key} {source.etag}, which never existed"
     elif key not in _outputs(parse_key(upload.key))[:2]:
         yield f"{key}: made from {source.key}, whose place is another"
-    elif isinstance(result, Transcript) and result.text != upload.says:
-        yield f"{key}: says {result.text!r}, its audio {upload.says!r}"
+    elif isinstance(result, Transcript):
+        yield from (f"{key}: says {said!r}, its audio {upload.says!r}" for said in _said(result) - {upload.says})
+
+
+def _said(transcript: Transcript) -> set[str]:
+    """Its words, wherever it has them: they must be the same everywhere."""
+    segments = [segment.text.strip() for segment in transcript.segments]
+    words = [word.word.strip() for segment in transcript.segments for word in segment.words]
+    return {transcript.text, " ".join(filter(None, segments)), *([" ".join(words)] if words else [])}
 
 
 def _sessions(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
     """A complete session has the transcript that follows from its chunks, and an open one has none of this state."""
     waiting = _waiting(found)
     newest = latest(uploads)
-    for upload in newest.values():
-        names = parse_key(upload.key)
-        if not isinstance(names, ManifestKey):
-            continue
-        session = names.session
-        if session.output_key in found.objects:
-            yield from wrong_session(session.output_key, found.objects[session.output_key].body, uploads)
-        if any(key.startswith(session.audio_prefix) for key in waiting):
+    sessions = {session: None for upload in newest.values() if (session := session_of(parse_key(upload.key)))}
+    for session in sessions:
+        for key, wrong in ((session.output_key, wrong_session), (session.error_key, wrong_manifest_record)):
+            if key in found.objects:
+                yield from wrong(key, found.objects[key].body, uploads)
+        derived = {session.derived_key(extension) for extension in DERIVED_FORMATS} & set(found.objects)
+        if session.output_key not in found.objects:
+            yield from (f"{key}: there is no session transcript that it could be of" for key in derived)
+        manifest = newest.get(session.manifest_key)
+        if manifest is None or any(key.startswith(session.audio_prefix) for key in waiting):
             continue  # whoever has the message completes it
-        chunks = _chunks(found, session, newest, parse_manifest(upload.body).chunk_count)
+        count = _count(manifest)
+        if count is None and session.error_key not in found.objects:
+            yield f"{session.error_key}: nothing tells that the manifest is bad"
+        chunks = _chunks(found, session, newest, count) if count else None
         if chunks is not None:
-            yield from _not_combined(found, session, upload.etag, chunks)
+            yield from _not_combined(found, session, manifest.etag, chunks)
+
+
+def _count(manifest: Upload) -> int | None:
+    """How many chunks it says there are; None when it is bad."""
+    try:
+        return parse_manifest(manifest.body).chunk_count
+    except BadManifest:
+        return None
+
+
+def wrong_manifest_record(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[str]:
+    """Of the record that a session's manifest is bad, at any instant: it was."""
+    record = read_error_record(body)
+    source = record and (record.source.key, record.source.etag)
+    manifest = next((upload for upload in uploads if (upload.key, upload.etag) == source), None)
+    names = parse_key(manifest.key) if manifest else None
+    if manifest is None or not isinstance(names, ManifestKey) or names.session.error_key != key:
+        yield f"{key}: nobody can read it, or its manifest {source} never existed, or is another's"
+    elif _count(manifest) is not None:
+        yield f"{key}: its manifest is well"
 
 
 def _chunks(found: Found, session: Session, newest: Mapping[str, Upload], count: int) -> list[ChunkOutcome] | None:
@@ -209,7 +249,7 @@ def wrong_session(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[
     if manifest is None or not isinstance(names, ManifestKey) or names.session.output_key != key:
         yield f"{key}: its manifest {source.manifest_key} {source.manifest_etag} never existed, or is another's"
         return
-    if [chunk.index for chunk in source.chunks] != list(range(1, parse_manifest(manifest.body).chunk_count + 1)):
+    if [chunk.index for chunk in source.chunks] != list(range(1, (_count(manifest) or 0) + 1)):
         yield f"{key}: has the chunks {[chunk.index for chunk in source.chunks]}"
     said = []
     for chunk in source.chunks:
@@ -218,8 +258,8 @@ def wrong_session(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[
             yield f"{key}: made from {chunk.key} {chunk.etag}, which never existed, or is another's"
         elif chunk.status == "transcribed":
             said.append(upload.says or "")
-    if transcript.text != " ".join(said):
-        yield f"{key}: says {transcript.text!r}, its chunks {' '.join(said)!r}"
+    words = " ".join(filter(None, said))
+    yield from (f"{key}: says {other!r}, its chunks {words!r}" for other in _said(transcript) - {words})
 
 
 def regressions(key: str, before: bytes, after: bytes, uploads: Sequence[Upload]) -> Iterator[str]:

@@ -148,6 +148,41 @@ def _another_s_session(world: World) -> None:
     world.store.upload(ANN.output_key, world.body(BOB.output_key))
 
 
+def _foreign_segments(world: World) -> None:
+    document = json.loads(world.body(world.job(ANN, 1).output_key))
+    document["segments"] = json.loads(world.body(world.job(BOB, 1).output_key))["segments"]
+    world.store.upload(world.job(ANN, 1).output_key, json.dumps(document).encode())
+
+
+def _session_of_an_open_one(world: World) -> None:
+    world.uploads = [upload for upload in world.uploads if upload.key != ANN.manifest_key]
+    world.store.delete(ANN.manifest_key)
+
+
+def _subtitles_alone(world: World) -> None:
+    _session_of_an_open_one(world)
+    world.store.delete(ANN.output_key)
+
+
+def _bad_manifest_passed_over(world: World) -> None:
+    world.upload(ANN.manifest_key, b"{}", None)
+
+
+def _good_manifest_blamed(world: World) -> None:
+    manifest = next(upload for upload in world.uploads if upload.key == ANN.manifest_key)
+    source = {"bucket": world.store.bucket, "key": manifest.key, "etag": manifest.etag}
+    record = {"type": "bad-manifest", "message": "", "source": source, "attempts": 1, "created_at": 0}
+    world.store.upload(ANN.error_key, json.dumps(record).encode())
+
+
+def _unreadable_record(world: World) -> None:
+    world.store.upload(ANN.error_key, b"garbage")
+
+
+def _unreadable_report(world: World) -> None:
+    world.store.upload("reports/batch/2026-11-26.json", b"garbage")
+
+
 def _upload_gone(world: World) -> None:
     world.store.upload(world.job(ANN, 1).key, b"something else")
 
@@ -169,12 +204,25 @@ def _upload_gone(world: World) -> None:
         (_stale_session, "is not what its chunks make"),
         (_stale_subtitles, "talk.srt: is not what its chunks make"),
         (_another_s_session, "or is another's"),
+        (_foreign_segments, "says 'bob says 1', its audio 'ann says 1'"),
+        (_session_of_an_open_one, "never existed"),
+        (_subtitles_alone, "talk.srt: there is no session transcript"),
+        (_bad_manifest_passed_over, "nothing tells that the manifest is bad"),
+        (_good_manifest_blamed, "its manifest is well"),
+        (_unreadable_record, "talk.error.json: nobody can read it"),
+        (_unreadable_report, "is no report"),
         (_upload_gone, "the upload itself is not what it was"),
     ],
 )
 def test_each_violation_is_seen(world: World, harm: Callable[[World], None], words: str) -> None:
     harm(world)
     assert words in world.wrong()
+
+
+def test_a_bad_manifest_with_its_record_is_well(world: World) -> None:
+    world.upload(ANN.manifest_key, b"{}", None)
+    world.combine(ANN)
+    assert world.wrong() == ""
 
 
 def test_a_recorded_failure_or_a_message_accounts_for_a_chunk(world: World) -> None:
