@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +13,12 @@ from typing import Any, TypeVar
 import pytest
 
 from cli.local import BUCKET, QUEUE_PREFIX, LocalStack
+from infra.local import stack
 from shared.keys import Session
 from shared.transcript import Transcript, read_transcript
 
 T = TypeVar("T")
+StartWorker = Callable[..., subprocess.Popen[bytes]]
 DATA = Path(__file__).parents[1] / "data"
 PATIENCE_SECONDS = 120.0
 LOG_GROUP = f"/aws/lambda/{QUEUE_PREFIX}-router"
@@ -112,3 +116,28 @@ def server(system: System) -> System:
 def no_server(system: System) -> System:
     system.local.stop_server()
     return system
+
+
+@pytest.fixture
+def empty_queues(system: System) -> None:
+    """For tests that count messages: none that a test before left is among them."""
+    for name in ("SQS_QUEUE_URL", "SQS_DLQ_URL", "SQS_FAILURES_QUEUE_URL"):
+        system.sqs.purge_queue(QueueUrl=system.settings[name])
+
+
+@pytest.fixture
+def start_worker(system: System) -> Iterator[StartWorker]:
+    """Starts workers: `(log, *arguments, **settings)`. None outlives its test and takes the next one's messages."""
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start(log: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "batch_worker", *arguments]
+        environment = system.local._program_environment() | {"POLL_SECONDS": "1"} | settings
+        with log.open("ab") as output:
+            workers.append(subprocess.Popen(command, cwd=stack.ROOT, env=environment, stdout=output, stderr=output))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+        worker.wait()

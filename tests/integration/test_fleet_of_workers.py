@@ -5,15 +5,12 @@ import json
 import os
 import random
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,14 +21,13 @@ from shared.keys import Session
 from shared.queues import Queue
 from shared.server import Limits, Said, ServerClient
 from tests.imds import FakeImds
-from tests.integration.conftest import System, eventually
-from tests.integration.test_worker_process import start_worker, transcriptions
+from tests.integration.conftest import PATIENCE_SECONDS, StartWorker, System, eventually
+from tests.integration.overheard import Overheard
+from tests.integration.test_worker_process import LEASE, transcriptions
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("empty_queues")]
 
 GROUP = f"{QUEUE_PREFIX}-gpu"
-LEASE_SECONDS = 3
-LEASE = {"VISIBILITY_TIMEOUT": str(LEASE_SECONDS), "HEARTBEAT_INTERVAL": "1"}
 REQUEST_SECONDS = 0.3
 SEED = 5
 
@@ -69,7 +65,7 @@ def transcripts(system: System, session: Session) -> int:
     return int(listed["KeyCount"])
 
 
-def test_three_workers_do_each_job_once(system: System, tmp_path: Path) -> None:
+def test_three_workers_do_each_job_once(system: System, start_worker: StartWorker, tmp_path: Path) -> None:
     """And all three sweep the bucket when the queue is empty: a chunk whose message was lost is done all the same."""
     lost = queue_session(system, Session("u", "lost in the fleet"), 1)
     queue = Queue(system.sqs, system.settings["SQS_QUEUE_URL"])
@@ -79,7 +75,7 @@ def test_three_workers_do_each_job_once(system: System, tmp_path: Path) -> None:
     keys = [key for session in sessions for key in queue_session(system, session, 5)]
     logs = [tmp_path / f"{number}.log" for number in range(3)]
     settings = {"GROUP_MESSAGES": "3", "WORKER_CONCURRENCY": "2", "SESSION_FINISH": "combine"}
-    workers = [start_worker(system, log, "--until-empty", **settings) for log in logs]
+    workers = [start_worker(log, "--until-empty", **settings) for log in logs]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
     assert all(system.transcript(session) for session in sessions)
     assert system.get("users/u/transcripts/lost in the fleet-chunk-001.json")
@@ -89,69 +85,26 @@ def test_three_workers_do_each_job_once(system: System, tmp_path: Path) -> None:
     assert system.depth() == 0
 
 
-def test_workers_that_are_killed_at_any_moment_lose_nothing(system: System, tmp_path: Path) -> None:
+def test_workers_that_are_killed_at_any_moment_lose_nothing(
+    system: System, start_worker: StartWorker, tmp_path: Path
+) -> None:
     session = Session("u", "killing")
     count = 10
     queue_session(system, session, count)
     moments = random.Random(SEED)
     for round in range(4):
         log = tmp_path / f"{round}.log"
-        worker = start_worker(system, log, GROUP_MESSAGES="2", WORKER_CONCURRENCY="1", **LEASE)
+        worker = start_worker(log, GROUP_MESSAGES="2", WORKER_CONCURRENCY="1", **LEASE)
         eventually(lambda: messages(system)[1] or messages(system)[0] == 0, "a message in the worker's hands")
         time.sleep(moments.uniform(0, 1.5))  # the moment itself
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-        killed = time.monotonic()
-        eventually(lambda: messages(system)[1] == 0, "all messages are visible again")
-        assert time.monotonic() - killed < LEASE_SECONDS + 2
-    assert start_worker(system, tmp_path / "last.log", "--until-empty").wait(timeout=120) == 0
+        eventually(lambda: messages(system)[1] == 0, "all messages are visible again", seconds=60)  # by default: 120
+    assert start_worker(tmp_path / "last.log", "--until-empty").wait(timeout=120) == 0
     transcript = system.transcript(session)
     assert transcript is not None
     assert len(transcript.source.chunks) == count  # type: ignore[union-attr]
     assert system.depth() == system.depth("SQS_DLQ_URL") == 0
-
-
-@dataclass
-class Overheard:
-    """A way to a server on which what is said to it is overheard: `on(words, call)` has `call` done before it hears."""
-
-    url: str
-
-    def __post_init__(self) -> None:
-        self._upstream = (urlsplit(self.url).hostname, urlsplit(self.url).port)
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self._waiting: list[tuple[tuple[bytes, ...], Callable[[], None]]] = []
-        self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def __enter__(self) -> "Overheard":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._door.close()
-
-    def on(self, *words: bytes, call: Callable[[], None]) -> None:
-        """The first time that one connection has said all of them."""
-        self._waiting.append((words, call))
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._door.accept()
-                far = socket.create_connection(self._upstream)
-                threading.Thread(target=self._pass_on, args=(near, far, self._waiting), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(far, near, []), daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, waiting: list[Any]) -> None:
-        said = b""
-        with contextlib.suppress(OSError):
-            while piece := source.recv(65536):
-                said += piece
-                for one in [one for one in waiting if all(word in said for word in one[0])]:
-                    waiting.remove(one)
-                    one[1]()
-                target.sendall(piece)
-            target.shutdown(socket.SHUT_WR)
 
 
 def interruption(*, seconds_to_work: float) -> str:
@@ -165,30 +118,37 @@ def metadata(instance: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("finishes", [True, False])
 def test_before_a_spot_interruption_a_worker_ends_what_it_can_and_hands_back_the_rest(
-    system: System, tmp_path: Path, finishes: bool
+    system: System, start_worker: StartWorker, tmp_path: Path, finishes: bool
 ) -> None:
     session = Session("u", f"interrupted {finishes}")
     queue_session(system, session, 6)
     server = system.local._state().server_pid
     log = tmp_path / "log"
+    stopped = threading.Event()
+
+    def stop() -> None:
+        os.kill(server, signal.SIGSTOP)
+        stopped.set()
+
     with FakeImds(**metadata("i-0123")) as imds, Overheard(system.settings["FAST_API_SERVER_URL"]) as way:
-        way.on(b"POST /transcribe-session", call=lambda: os.kill(server, signal.SIGSTOP))
+        way.on(b"POST /transcribe-session", call=stop)
         settings = {"IMDS_ENDPOINT": imds.url, "FAST_API_SERVER_URL": way.url}
         settings |= {"GROUP_MESSAGES": "2", "WORKER_CONCURRENCY": "1"}
-        worker = start_worker(system, log, "--until-idle", **settings)
+        worker = start_worker(log, "--until-idle", **settings)
         try:
             eventually(lambda: messages(system) == (4, 2), "two messages in the worker's hands")
+            assert stopped.wait(PATIENCE_SECONDS)
             imds.items["spot/instance-action"] = interruption(seconds_to_work=60 if finishes else 2)
             eventually(lambda: '"kind":"interruption"' in log.read_text(), "the notice was seen")
             if finishes:
                 os.kill(server, signal.SIGCONT)
-            assert worker.wait(timeout=30) == 0
+            assert worker.wait(timeout=120) == 0
             done = 2 if finishes else 0
             assert messages(system) == (6 - done, 0)
             assert transcripts(system, session) == done
         finally:
             os.kill(server, signal.SIGCONT)
-    assert start_worker(system, tmp_path / "last.log", "--until-empty").wait(timeout=120) == 0
+    assert start_worker(tmp_path / "last.log", "--until-empty").wait(timeout=120) == 0
     assert system.transcript(session) is not None
 
 
@@ -251,7 +211,12 @@ END = (b"Action=TerminateInstanceInAutoScalingGroup",)
 @pytest.mark.parametrize("surplus", [False, True])
 @pytest.mark.parametrize("moment", [LAST_LOOK, END])
 def test_a_job_that_comes_while_an_instance_ends_itself_is_not_lost(
-    system: System, group: Any, tmp_path: Path, moment: tuple[bytes, ...], surplus: bool
+    system: System,
+    start_worker: StartWorker,
+    group: Any,
+    tmp_path: Path,
+    moment: tuple[bytes, ...],
+    surplus: bool,
 ) -> None:
     """Before its last look it stays and does it; after that the job waits in the queue for the next worker.
 
@@ -275,13 +240,14 @@ def test_a_job_that_comes_while_an_instance_ends_itself_is_not_lost(
         requests_all_the_time(system) if surplus else contextlib.nullcontext(),
     ):
         way.on(*moment, call=give_back)
-        settings = {"IMDS_ENDPOINT": imds.url, "AWS_ENDPOINT_URL": way.url, "IDLE_TIMEOUT_MINUTES": "0.05"}
-        worker = start_worker(system, tmp_path / "log", "--until-idle", **settings)
-        assert worker.wait(timeout=60) == 0
+        settings = {"IMDS_ENDPOINT": imds.url, "AWS_ENDPOINT_URL": way.url}
+        settings["IDLE_TIMEOUT_MINUTES"] = "0.25" if surplus else "0.05"  # it must see a request in each
+        worker = start_worker(tmp_path / "log", "--until-idle", **settings)
+        assert worker.wait(timeout=120) == 0
     assert ('"message":"surplus"' in (tmp_path / "log").read_text()) == surplus
     assert protected == [moment == LAST_LOOK]
     assert messages(system) == ((1, 0) if moment == END else (0, 0))
     assert (system.transcript(session) is None) == (moment == END)
     assert state_of(group) == (1, {other: True})
-    assert start_worker(system, tmp_path / "last.log", "--until-empty").wait(timeout=120) == 0
+    assert start_worker(tmp_path / "last.log", "--until-empty").wait(timeout=120) == 0
     assert system.transcript(session) is not None

@@ -3,31 +3,20 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from infra.local import stack
 from shared.jobs import Job, Reason
 from shared.keys import Session
 from shared.queues import Queue
-from tests.integration.conftest import DATA, System, eventually
+from tests.integration.conftest import DATA, StartWorker, System, eventually
+from tests.integration.overheard import Overheard
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("empty_queues")]
 
-
-def start_worker(system: System, log: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-    environment = system.local._program_environment() | {"POLL_SECONDS": "1"} | settings
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "batch_worker", *arguments],
-            cwd=stack.ROOT,
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
+LEASE_SECONDS = 10
+LEASE = {"VISIBILITY_TIMEOUT": str(LEASE_SECONDS), "HEARTBEAT_INTERVAL": "1"}
 
 
 def queue_session(system: System, session: Session, count: int) -> list[str]:
@@ -48,50 +37,59 @@ def transcriptions(log: str, keys: list[str]) -> int:
 
 
 def test_a_worker_killed_in_the_middle_hides_its_jobs_for_one_visibility_timeout_only(
-    system: System, tmp_path: Path
+    system: System, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     session = Session("u", "killed worker")
     keys = queue_session(system, session, 4)
     system.local.start_server()
     system.local.await_server()
-    lease = {"VISIBILITY_TIMEOUT": "4", "HEARTBEAT_INTERVAL": "1"}
-    worker = start_worker(system, tmp_path / "first.log", **lease)
+    worker = start_worker(tmp_path / "first.log", **LEASE)
     eventually(lambda: system.get(f"{session.transcript_prefix}001.json"), "the first transcript")
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    second = start_worker(
-        system, tmp_path / "second.log", "--until-empty", VISIBILITY_TIMEOUT="4", HEARTBEAT_INTERVAL="1"
-    )
-    assert second.wait(timeout=90) == 0
+    second = start_worker(tmp_path / "second.log", "--until-empty", **LEASE)
+    assert second.wait(timeout=90) == 0  # less than the default timeout
     transcript = system.transcript(session)
     assert transcript is not None
     assert len(transcript.source.chunks) == len(keys)  # type: ignore[union-attr]
     assert system.depth() == 0
 
 
-def test_leases_are_renewed_while_a_long_job_runs(system: System, tmp_path: Path) -> None:
-    """A visibility of 2 s, and work that takes longer: the messages are received once."""
+def test_leases_are_renewed_while_a_long_job_runs(system: System, start_worker: StartWorker, tmp_path: Path) -> None:
+    """The server stands still until the renewals have spanned more than one lease: no message came again."""
     session = Session("u", "long job")
     keys = queue_session(system, session, 6)
     system.local.start_server()
     system.local.await_server()
+    server = system.local._state().server_pid
     log = tmp_path / "worker.log"
-    worker = start_worker(
-        system, log, "--until-empty", VISIBILITY_TIMEOUT="2", HEARTBEAT_INTERVAL="0.5", WORKER_CONCURRENCY="6"
-    )
-    assert worker.wait(timeout=90) == 0
+    with (
+        Overheard(system.settings["FAST_API_SERVER_URL"]) as way,
+        Overheard(system.settings["AWS_ENDPOINT_URL"]) as aws,
+    ):
+        way.on(b"POST ", call=lambda: os.kill(server, signal.SIGSTOP))
+        ways = {"FAST_API_SERVER_URL": way.url, "AWS_ENDPOINT_URL": aws.url}
+        worker = start_worker(log, "--until-empty", WORKER_CONCURRENCY="6", **LEASE, **ways)
+        try:
+            rounds = LEASE_SECONDS + 1  # one each second
+            eventually(lambda: aws.times(b".ChangeMessageVisibility") > rounds * len(keys), "renewals of each message")
+        finally:
+            os.kill(server, signal.SIGCONT)
+        assert worker.wait(timeout=90) == 0
+        assert way.times(b"POST ") == 1
     assert system.transcript(session) is not None
-    assert '"attempts":2' not in log.read_text()
     assert transcriptions(log.read_text(), keys) == len(keys)
 
 
-def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_done(system: System, tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_done(
+    system: System, start_worker: StartWorker, tmp_path: Path
+) -> None:
     session = Session("u", "stopped worker")
     queue_session(system, session, 6)
     system.local.start_server()
     system.local.await_server()
     log = tmp_path / "worker.log"
-    worker = start_worker(system, log, WORKER_CONCURRENCY="2", DRAIN_TIMEOUT="20")
+    worker = start_worker(log, WORKER_CONCURRENCY="2", DRAIN_TIMEOUT="20")
     eventually(lambda: system.get(f"{session.transcript_prefix}001.json"), "the first transcript")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == 0
@@ -103,13 +101,13 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_done(system: S
     assert system.transcript(session) is not None
 
 
-def test_two_workers_share_a_queue(system: System, tmp_path: Path) -> None:
+def test_two_workers_share_a_queue(system: System, start_worker: StartWorker, tmp_path: Path) -> None:
     session = Session("u", "two workers")
     keys = queue_session(system, session, 6)
     system.local.start_server()
     system.local.await_server()
     logs = [tmp_path / "one.log", tmp_path / "two.log"]
-    workers = [start_worker(system, log, "--until-empty", WORKER_CONCURRENCY="2") for log in logs]
+    workers = [start_worker(log, "--until-empty", WORKER_CONCURRENCY="2") for log in logs]
     assert [worker.wait(timeout=90) for worker in workers] == [0, 0]
     assert system.transcript(session) is not None
     assert sum(transcriptions(log.read_text(), keys) for log in logs) == len(keys)

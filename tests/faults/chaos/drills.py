@@ -10,7 +10,6 @@ from shared.keys import Session
 from tests.faults.chaos.lambdas import Lambdas
 from tests.faults.chaos.producer import event, forced
 from tests.faults.chaos.system import BUCKET, System, a_system
-from tests.faults.chaos.watch import Watch
 from tests.faults.oracle import Upload
 
 CHUNKS = 3
@@ -77,18 +76,17 @@ def run(system: System, kind: str, fault: Fault, *, number: int, choice: random.
     began = time.monotonic()
     drill = Drill(system, Session(f"user {number % 3}", f"{number} {kind}"), number, choice)
     fired, batches, stuck = 0, 0, []
-    with Watch(system.s3, BUCKET, lambda: system.producer.uploads) as watch:
+    watch = system.watch()
+    try:
         try:
-            try:
-                fired = fault(drill)
-            finally:
-                system.heal()
-            system.settle()
-            batches = system.rest()
-        except AssertionError as error:  # not to come to rest is a violation as well
-            stuck.append(str(error))
-        watch.look()
-    wrong = (*watch.wrong, *stuck, *system.verdict())
+            fired = fault(drill)
+        finally:
+            system.heal()
+        system.settle()
+        batches = system.rest()
+    except AssertionError as error:  # not to come to rest is a violation as well
+        stuck.append(str(error))
+    wrong = (*watch.wrong(system.producer.uploads), *stuck, *system.verdict())
     return Ended(kind, fired, batches, wrong, time.monotonic() - began)
 
 

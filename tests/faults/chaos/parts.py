@@ -123,7 +123,7 @@ def aws(shape: Shape = AWS_SHAPE, *, seed: int, rate: float = 0.3) -> Part:
 
 
 def _seen(run: Storm) -> str:
-    return f"{_count(run.wrong)} ({run.looks} versions of outputs looked at)"
+    return f"{_count(run.wrong)} (of {run.written} outputs written)"
 
 
 def _count(wrong: list[str]) -> str:

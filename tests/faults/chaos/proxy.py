@@ -1,16 +1,20 @@
-"""`python -m tests.faults.chaos.proxy UPSTREAM PORT`: microburst, and the two things that it cannot do.
+"""`python -m tests.faults.chaos.proxy UPSTREAM PORT JOURNAL`: microburst, and three things that it cannot do.
 
 - An answer that is lost after the work was done, whatever the operation: microburst's own `abort_bytes: 0` needs an
   answer with a body, and PutObject's has none. That is the ambiguous write.
 - HEAD keeps its Content-Length, without which boto3's answer has none.
+- Every object that S3 took is in JOURNAL, a line each; see `watch`.
 """
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import fields
-from typing import Any
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TextIO
 
 import httpx
 from aiohttp import web
@@ -18,6 +22,7 @@ from microburst.app import make_app
 from microburst.core.pipeline import Microburst
 from microburst.forward import HOP_BY_HOP, ResponseFault, Upstream
 from microburst.rules import Rule
+from multidict import CIMultiDictProxy
 
 CONTROL = "/_microburst"
 SECONDS = 60.0  # for an answer about itself, on a machine where all else is at work too
@@ -25,6 +30,10 @@ OWN_FIELDS = {field.name for field in fields(Rule)} | {"rate"}  # of what a rule
 
 
 class Relay(Upstream):
+    def __init__(self, base_url: str, journal: TextIO, **kwargs: Any) -> None:
+        super().__init__(base_url, **kwargs)
+        self._journal = journal
+
     async def relay(
         self,
         request: web.Request,
@@ -33,22 +42,34 @@ class Relay(Upstream):
         data: bytes | AsyncIterable[bytes] | None = None,
     ) -> web.StreamResponse:
         is_lost = mutator is not None and mutator.abort_bytes == 0
-        if not is_lost and (request.method != "HEAD" or mutator):
+        if not is_lost and (request.method not in ("HEAD", "PUT") or mutator):
             return await super().relay(request, body, mutator, data)
         assert self.session
+        sent = await request.read() if body is None else body
         async with self.session.request(
             request.method,
             self.base_url + request.rel_url.raw_path_qs,
             headers=self._outbound_headers(request),
-            data=await request.read() if body is None else body,
+            data=sent,
             allow_redirects=False,
         ) as answer:
-            await answer.read()
+            said = await answer.read()
+            if request.method == "PUT" and answer.status == HTTPStatus.OK:
+                self._note(request, sent, answer.headers)
             if is_lost and request.transport:
                 request.transport.abort()
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
-            length = {"Content-Length": answer.headers["Content-Length"]} if "Content-Length" in answer.headers else {}
-            return web.Response(status=answer.status, headers=kept | length)
+            is_bare = request.method == "HEAD" and "Content-Length" in answer.headers
+            length = {"Content-Length": answer.headers["Content-Length"]} if is_bare else {}
+            return web.Response(status=answer.status, headers=kept | length, body=said or None)
+
+    def _note(self, request: web.Request, body: bytes, answer: CIMultiDictProxy[str]) -> None:
+        """`replaced`: the ETag that a conditional write rested on."""
+        key = request.path.split("/", 2)[2]
+        replaced = request.headers.get("If-Match", "").strip('"')
+        line = {"key": key, "etag": answer["ETag"].strip('"'), "replaced": replaced, "body": body.decode("latin-1")}
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
 
 
 class FaultProxy:
@@ -96,12 +117,12 @@ def check(kind: str, rule: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    upstream, port = sys.argv[1:]
+    upstream, port, journal = sys.argv[1:]
     proxy = Microburst(upstream)
-    proxy.upstream = Relay(upstream, stats=proxy.stats)
-    web.run_app(
-        make_app(proxy), host="127.0.0.1", port=int(port), print=None, access_log=None, loop=asyncio.new_event_loop()
-    )
+    with Path(journal).open("a") as written:
+        proxy.upstream = Relay(upstream, written, stats=proxy.stats)
+        loop = asyncio.new_event_loop()
+        web.run_app(make_app(proxy), host="127.0.0.1", port=int(port), print=None, access_log=None, loop=loop)
 
 
 if __name__ == "__main__":

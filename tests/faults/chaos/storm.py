@@ -13,7 +13,6 @@ from tests.faults.chaos.producer import event, forced
 from tests.faults.chaos.programs import POLL_SECONDS
 from tests.faults.chaos.rules import AWS, DOOR, S3, SQS, Rules, at_rate
 from tests.faults.chaos.system import BUCKET, System
-from tests.faults.chaos.watch import Watch
 from tests.faults.oracle import Upload, transcribed
 
 UNDER_FIRE = 4  # batch runs that may try while the faults go on
@@ -64,8 +63,7 @@ class Storm:
     uploads: int = 0
     uploaded_audio: int = 0
     deliveries: int = 0
-    looks: int = 0
-    sessions_seen: int = 0
+    written: int = 0  # outputs, each time
     batches: int = 0
     done_under_fire: int = 0
     done: int = 0
@@ -77,14 +75,13 @@ class Storm:
 
 @contextmanager
 def _watched(system: System, storm: Storm) -> Iterator[None]:
-    """Every version of every output is looked at; at the end, when all is at rest, the oracle has its say."""
+    """Every output that was written is judged, and, now that all is at rest, what there is of them."""
     began = time.monotonic()
-    with Watch(system.s3, BUCKET, lambda: system.producer.uploads) as watch:
-        yield
-        watch.look()
-    storm.wrong += [*watch.wrong, *system.verdict()]
-    storm.looks, storm.sessions_seen = watch.looks, watch.sessions
+    watch = system.watch()
+    yield
     uploads = system.producer.uploads
+    storm.wrong += [*watch.wrong(uploads), *system.verdict()]
+    storm.written = len(watch.written())
     storm.uploads = len(uploads)
     storm.uploaded_audio = sum(upload.says is not None for upload in uploads)
     storm.chunks = len({upload.key for upload in uploads if upload.says})

@@ -24,6 +24,7 @@ from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.producer import Producer
 from tests.faults.chaos.programs import PATIENCE_SECONDS, Program, eventually
 from tests.faults.chaos.proxy import FaultProxy
+from tests.faults.chaos.watch import Watch
 from tests.faults.oracle import Found, Upload, transcribed, violations
 
 BUCKET = "chaos-audio"
@@ -155,6 +156,10 @@ class System:
         """What is wrong, by the oracle; without a transcript of every chunk something is."""
         return verdict(self.found(), self.producer.uploads)
 
+    def watch(self) -> Watch:
+        """On every output that is written from now on."""
+        return Watch(self.home / "aws.journal")
+
     def heard(self) -> Counter[str]:
         """How often the recognizer heard each chunk version, by its words."""
         return Counter(self.heard_file.read_text().splitlines()) if self.heard_file.exists() else Counter()
@@ -177,9 +182,9 @@ class System:
 
     def _proxy(self, closing: ExitStack, upstream: str, name: str) -> FaultProxy:
         port = processes.free_port(0)
-        program = Program(
-            "tests.faults.chaos.proxy", upstream, str(port), environment=os.environ, log=self.home / f"log/{name}.log"
-        )
+        arguments = (upstream, str(port), str(self.home / f"{name}.journal"))
+        log = self.home / f"log/{name}.log"
+        program = Program("tests.faults.chaos.proxy", *arguments, environment=os.environ, log=log)
         closing.callback(program.close)
         program.start()
         return FaultProxy(port)

@@ -1,66 +1,59 @@
-"""Looks at every output while the faults go on: wrong for an instant is wrong."""
+"""Judges every output that S3 took while the faults went on: wrong for an instant is wrong."""
 
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from botocore.exceptions import BotoCoreError, ClientError
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from shared.keys import DERIVED_FORMATS
-from tests.faults.oracle import Upload, regressions, wrong_outcome, wrong_session
+from tests.faults.oracle import Upload, regressions, wrong_manifest_record, wrong_outcome, wrong_session
 
-LOOK_SECONDS = 0.2
+
+@dataclass(frozen=True)
+class Write:
+    """`replaced`: ETag of what was there before; "" when nothing was."""
+
+    key: str
+    etag: str
+    replaced: str
+    body: bytes
+
+    @property
+    def is_output(self) -> bool:
+        return "/transcripts/" in self.key and not self.key.endswith(tuple(DERIVED_FORMATS))
+
+    @property
+    def is_session(self) -> bool:
+        return self.is_output and "-chunk-" not in self.key
 
 
 class Watch:
-    """Use as a context manager. `looks`: versions of outputs that were seen; `wrong`: what was wrong with them."""
+    """The outputs written from its making on, by the journal of the proxy that all our programs write through."""
 
-    def __init__(self, s3: Any, bucket: str, uploads: Callable[[], Sequence[Upload]]) -> None:
-        self._s3 = s3
-        self._bucket = bucket
-        self._uploads = uploads
-        self._seen: dict[str, tuple[str, bytes]] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look_until_stopped, daemon=True)
-        self.looks = 0
-        self.sessions = 0
-        self.wrong: list[str] = []
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._before = len(self._read())
 
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
+    def written(self) -> list[Write]:
+        return [write for write in self._read()[self._before :] if write.is_output]
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+    def wrong(self, uploads: Sequence[Upload]) -> list[str]:
+        """What any of them said that it must not, and what it replaced that was newer."""
+        bodies = {(write.key, write.etag): write.body for write in self._read()}
+        return [wrong for write in self.written() for wrong in _wrong(write, bodies, uploads)]
 
-    def look(self) -> None:
-        """Every output that is new or has changed since the last look."""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="users/")
-        listed = {item["Key"]: item["ETag"] for page in pages for item in page.get("Contents", ())}
-        for key, etag in listed.items():
-            is_output = "/transcripts/" in key and not key.endswith(tuple(DERIVED_FORMATS))
-            if is_output and self._seen.get(key, ("",))[0] != etag:
-                self._examine(key)
+    def _read(self) -> list[Write]:
+        lines = [json.loads(line) for line in self._journal.read_text().splitlines()]
+        return [Write(line["key"], line["etag"], line["replaced"], line["body"].encode("latin-1")) for line in lines]
 
-    def _examine(self, key: str) -> None:
-        try:
-            answer = self._s3.get_object(Bucket=self._bucket, Key=key)
-        except self._s3.exceptions.NoSuchKey:
-            return
-        etag, body = answer["ETag"], answer["Body"].read()
-        uploads = self._uploads()
-        check = wrong_outcome if "-chunk-" in key else wrong_session
-        self.wrong += check(key, body, uploads)
-        if key in self._seen:
-            self.wrong += regressions(key, self._seen[key][1], body, uploads)
-        self._seen[key] = (etag, body)
-        self.looks += 1
-        self.sessions += check is wrong_session
 
-    def _look_until_stopped(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            try:
-                self.look()
-            except (ClientError, BotoCoreError):
-                continue  # the local AWS is being started again
+def _wrong(write: Write, bodies: dict[tuple[str, str], bytes], uploads: Sequence[Upload]) -> Iterator[str]:
+    if not write.is_session:
+        yield from wrong_outcome(write.key, write.body, uploads)
+    elif write.key.endswith(".error.json"):
+        yield from wrong_manifest_record(write.key, write.body, uploads)
+    else:
+        yield from wrong_session(write.key, write.body, uploads)
+    before = bodies.get((write.key, write.replaced))
+    if before is not None:
+        yield from regressions(write.key, before, write.body, uploads)
