@@ -47,6 +47,15 @@ def machine(device: str = "cpu") -> str:
     return cores
 
 
+def revision() -> str:
+    """The commit that is checked out; "+" when files differ from it."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    with suppress(OSError):
+        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # noqa: S603  no input
+        return told.stdout.strip()
+    return ""
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -28,7 +28,10 @@ Result = Transcript | ErrorRecord
 
 @dataclass(frozen=True)
 class Upload:
-    """One version of one object that a producer wrote. `says`: the words of audio; None for a manifest."""
+    """One version of one object that a producer wrote.
+
+    `says`: the words of audio, "" when nobody can hear it; None for a manifest.
+    """
 
     key: str
     etag: str

@@ -52,9 +52,9 @@ class Drill:
         for _ in range(self.choice.choice((1, 1, 2))):
             self.lambdas.invoke(made, after=self.choice.uniform(0, 0.5))
 
-    def moment(self) -> None:
-        """The moment itself, at random."""
-        time.sleep(self.choice.uniform(0, MOMENTS))
+    def moment(self, within: float = MOMENTS) -> None:
+        """The moment itself, at random, in so many seconds."""
+        time.sleep(self.choice.uniform(0, within))
 
 
 Fault = Callable[[Drill], int]  # uploads, does its worst, and says how often that happened

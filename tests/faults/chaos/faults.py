@@ -6,21 +6,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.keys import ChunkKey, parse_key
 from shared.queues import Queue
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
-from tests.faults.chaos.impostors import IMPOSTORS, Answer, Impostor
+from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
+from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
-from tests.faults.chaos.rules import AWS, DOOR
+from tests.faults.chaos.rules import AWS, DOOR, SWEEP
 from tests.faults.chaos.system import RECEIVES
 
 FROZEN_SECONDS = 5.0  # longer than a lease
 FULL_BYTES = 2048  # of a file, on a disk without room
 UNEXPECTED = "Something failed on the server."  # its answer to what it has no words for
-IN_A_ROW = 3
+IN_A_ROW = 5  # more than the SDK's own tries of two requests at a time would take (shared.store, shared.queues)
 MEET_SECONDS = 60.0  # in which some request must
 JUMP_SECONDS = 60.0  # in which it must
 JUMPED = "the clock jumped"
-CALLS = 4  # of a worker at a broken server, its looks at the health included
 AT_WORKERS = (
     "server accepts and never answers",
     "server hangs with the job",
@@ -30,26 +31,31 @@ AT_WORKERS = (
     "server's health flaps",
 )
 POISON = '{"version": 99}'
+NO_AUDIO = b"<html>an error page in the place of a recording</html>"
+BAD_MANIFEST = b'{"chunkCount": "three"}'
 
 
 def _signalled(program: Callable[[Drill], Program], number: signal.Signals) -> Fault:
     def fault(drill: Drill) -> int:
-        drill.upload()
-        drill.moment()
-        program(drill).kill(number)
-        return 1
+        return program(drill).kill(number)
 
     return fault
 
 
 def _server(drill: Drill) -> Program:
+    """With jobs on their way to it."""
+    drill.upload()
+    drill.moment()
     return drill.system.server
 
 
 def _worker(drill: Drill) -> Program:
-    """Once it has something in its hands."""
+    """With a message in its hands, for which the GPU takes longer than this waits."""
+    drill.system.levers.pull("gpu slow", CHUNKS)
+    drill.upload(by_queue=True)
     queue = Queue(drill.system.sqs, drill.system.queues.jobs)
-    eventually(lambda: queue.backlog().in_flight or drill.lambdas.is_idle(), "a message in the worker's hands")
+    eventually(lambda: queue.backlog().in_flight, "a message in the worker's hands")
+    drill.moment(SLOW_SECONDS / 2)
     return drill.system.worker
 
 
@@ -74,13 +80,11 @@ def _kill_decoders(drill: Drill) -> int:
 
 def _frozen(program: Callable[[Drill], Program]) -> Fault:
     def fault(drill: Drill) -> int:
-        drill.upload()
-        drill.moment()
         frozen = program(drill)
-        frozen.kill(signal.SIGSTOP)
+        stopped = frozen.kill(signal.SIGSTOP)
         time.sleep(FROZEN_SECONDS)
         frozen.kill(signal.SIGCONT)
-        return 1
+        return stopped
 
     return fault
 
@@ -143,21 +147,21 @@ def _gpu(kind: str, times: int, *, slow: int = 0) -> Fault:
     return fault
 
 
-def _impostor(answer: Answer) -> Fault:
+def _impostor(bad: Bad) -> Fault:
     def fault(drill: Drill) -> int:
-        with Impostor(answer) as bad:
-            drill.lambdas = drill.system.new_lambdas(CHUNKS, FAST_API_SERVER_URL=bad.url)
+        with Impostor(bad) as impostor:
+            drill.lambdas = drill.system.new_lambdas(CHUNKS, FAST_API_SERVER_URL=impostor.url)
             try:
                 drill.upload()
                 eventually(drill.lambdas.is_idle, "all events are handled")
             finally:
                 drill.lambdas.close()
-        return bad.calls
+        return impostor.struck
 
     return fault
 
 
-def _worker_at(answer: Answer) -> Fault:
+def _worker_at(bad: Bad) -> Fault:
     """A worker whose server is broken, until it is replaced by one of ours."""
 
     def fault(drill: Drill) -> int:
@@ -165,15 +169,15 @@ def _worker_at(answer: Answer) -> Fault:
         system.worker.stop()
         drill.upload(by_queue=True)
         system.settle()
-        with Impostor(answer) as bad:
+        with Impostor(bad) as impostor:
             brief = {"JOB_TIMEOUT": "2", "SERVER_WAIT": "2", "DRAIN_TIMEOUT": "1"}  # seconds
-            worker = system.new_worker(FAST_API_SERVER_URL=bad.url, **brief)
+            worker = system.new_worker(FAST_API_SERVER_URL=impostor.url, **brief)
             worker.start()
-            eventually(lambda: bad.calls >= CALLS, "the worker asks its server")
+            eventually(lambda: impostor.struck, "the worker meets its server")
             drill.moment()
             worker.close()
         system.worker.start()
-        return bad.calls
+        return impostor.struck
 
     return fault
 
@@ -202,6 +206,27 @@ def _wrong_manifest(drill: Drill) -> int:
     drill.moment()
     drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
     return 1
+
+
+def _bad_manifest(drill: Drill) -> int:
+    """Nobody can tell how many chunks there are, until a better one comes."""
+    drill.upload(manifest=None)
+    drill.announce(drill.system.producer.raw(drill.session.manifest_key, BAD_MANIFEST))
+    drill.system.settle()
+    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
+    return drill.session.error_key in drill.system.found().objects
+
+
+def _no_audio(drill: Drill) -> int:
+    """A chunk more, that nobody can hear: its failure is recorded, and the session has a gap."""
+    drill.upload(manifest=CHUNKS + 1)
+    key = f"{drill.session.audio_prefix}chunk-{CHUNKS + 1:03}.wav"
+    drill.announce(drill.system.producer.raw(key, NO_AUDIO, says=""))
+    drill.system.settle()
+    drill.system.batch()
+    names = parse_key(key)
+    assert isinstance(names, ChunkKey)
+    return names.error_key in drill.system.found().objects
 
 
 def _overwritten(drill: Drill) -> int:
@@ -263,7 +288,7 @@ def _failed_invocations(drill: Drill) -> int:
 
 
 def _of_aws(kind: str) -> Fault:
-    """The first few requests that fit, one after the other: the SDK's own tries do not help."""
+    """The first few requests that fit, one after the other."""
 
     def fault(drill: Drill) -> int:
         proxy = drill.system.aws if kind in AWS else drill.system.door
@@ -272,6 +297,22 @@ def _of_aws(kind: str) -> Fault:
         drill.upload()
         drill.system.settle()
         return eventually(lambda: proxy.fired()[kind] - before, f"a request that meets {kind}", seconds=MEET_SECONDS)
+
+    return fault
+
+
+def _of_sweep(kind: str) -> Fault:
+    """No event of the session comes: it is the batch run that finds it, and queues it."""
+
+    def fault(drill: Drill) -> int:
+        proxy = drill.system.aws
+        before = proxy.fired()[kind]
+        for index in range(1, CHUNKS + 1):
+            drill.chunk(index)
+        drill.system.producer.manifest(drill.session, CHUNKS)
+        proxy.set({kind: {**SWEEP[kind], "times": IN_A_ROW}})
+        drill.system.batch()
+        return proxy.fired()[kind] - before
 
     return fault
 
@@ -305,10 +346,12 @@ EVENTS: dict[str, Fault] = {
     "manifest late": _late_manifest,
     "manifest's event lost": _lost_manifest_event,
     "manifest wrong at first": _wrong_manifest,
+    "manifest unreadable at first": _bad_manifest,
+    "chunk that is no audio": _no_audio,
     "chunk overwritten": _overwritten,
     "event of an overwritten version late": _events_of_the_past,
     "message that nobody can read": _poison,
     "messages dead": _dead_letters,
     "invocations failed for good": _failed_invocations,
 }
-OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | DOOR}
+OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | DOOR} | {kind: _of_sweep(kind) for kind in SWEEP}

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 from pathlib import Path
 
+SLOW_SECONDS = 1.0  # that a batch takes with "gpu slow"
+
 
 class Levers:
     """Shared by processes: the file system says who takes a fault."""

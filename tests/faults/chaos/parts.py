@@ -79,9 +79,14 @@ def chaos(shape: Shape, *, seed: int) -> Part:
         f"{shape.slow_down:.0%} SlowDown, {shape.overwritten} overwritten, {shape.late} late manifests"
     )
     lost = great.chunks - great.done
+    kills = {kind: times for kind, times in great.kinds.items() if kind.startswith("kill -9")}
+    wanted = shape.worker_kills + shape.server_kills + shape.function_kills
+    slept = sorted(kind for kind, times in great.kinds.items() if not times)
     return Part(
         [
             Row(f"{what}: chunks without a transcript", "0", str(lost), lost == 0),
+            Row("kill -9 in it", f"{wanted}", f"{sum(kills.values())}", sum(kills.values()) == wanted),
+            Row("kinds of fault in it that fired", "all", _share(great.kinds, slept), not slept),
             Row("wrong at any instant, or at the end", "0", _seen(great), not great.wrong),
             Row(
                 "times that a chunk version was heard in it, alone or in its session",
@@ -90,7 +95,8 @@ def chaos(shape: Shape, *, seed: int) -> Part:
                 True,
             ),
             Row(
-                f"transcriptions of a chunk version, {calm.deliveries} deliveries of {calm.uploads} uploads, no faults",
+                f"transcriptions of a chunk version, {calm.deliveries} deliveries of {calm.uploads} uploads, "
+                "no faults, no stitched pass",
                 "1.00",
                 f"{calm.heard.total() / calm.uploaded_audio:.2f}",
                 once,

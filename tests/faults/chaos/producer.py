@@ -33,6 +33,10 @@ class Producer:
     def manifest(self, session: Session, count: int) -> Upload:
         return self._put(session.manifest_key, json.dumps({"chunkCount": count}).encode(), None)
 
+    def raw(self, key: str, body: bytes, says: str | None = None) -> Upload:
+        """Whatever it is. `says`: "" for what should be audio and is none."""
+        return self._put(key, body, says)
+
     def _put(self, key: str, body: bytes, says: str | None) -> Upload:
         upload = Upload(key, hashlib.md5(body, usedforsecurity=False).hexdigest(), body, says)
         with self._lock:

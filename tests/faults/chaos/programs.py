@@ -41,7 +41,6 @@ class Program:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self.exits: list[int] = []
 
     def start(self) -> None:
         with self._lock:
@@ -59,11 +58,13 @@ class Program:
             process.kill()
             process.wait()
 
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """A signal at whatever it does now. It is started again if it ends of it."""
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> bool:
+        """A signal at whatever it does now; False if it does not run. It is started again if it ends of it."""
         with self._lock:
-            if self._process and self._process.poll() is None:
+            runs = self._process is not None and self._process.poll() is None
+            if self._process and runs:
                 self._process.send_signal(number)
+            return runs
 
     def limit_files(self, size: int) -> None:
         """From now on no file of this process grows beyond `size` bytes: its disk is full."""
@@ -102,10 +103,7 @@ class Program:
                     self._ensure()
 
     def _ensure(self) -> None:
-        if self._process and self._process.poll() is not None:
-            self.exits.append(self._process.returncode)
-            self._process = None
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             self._process = processes.start(self._command, environment=self._environment, log=self.log)
 
 

@@ -29,6 +29,9 @@ S3: Rules = {
     "S3 conditional conflict": _fails(
         "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-none-match": ""}
     ),
+    "S3 conditional conflict on a rewrite": _fails(
+        "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-match": ""}
+    ),
     "S3 credentials expired": _fails("ExpiredToken", 400, service="s3"),
     "S3 clock skewed": _fails("RequestTimeTooSkewed", 403, service="s3"),
 }
@@ -43,6 +46,12 @@ SQS: Rules = {
     "SQS delete done, answer lost": {"service": "sqs", "operation": "DeleteMessageBatch", **_LOST},
     "SQS connection reset": {"service": "sqs", "reset": True},
     "SQS credentials expired": _fails("ExpiredTokenException", 403, service="sqs"),
+}
+# Of what only the sweep does.
+SWEEP: Rules = {
+    "SQS throttles a batch of sends": _fails("RequestThrottled", 400, service="sqs", operation="SendMessageBatch"),
+    "SQS batch of sends done, answer lost": {"service": "sqs", "operation": "SendMessageBatch", **_LOST},
+    "S3 500 on the sweep's list": _fails("InternalError", 500, service="s3", operation="ListObjectsV2"),
 }
 BUS: Rules = {"EventBridge 503": _fails("ServiceUnavailable", 503, service="events", operation="PutEvents")}
 AWS: Rules = S3 | SQS | BUS

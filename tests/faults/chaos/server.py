@@ -13,10 +13,8 @@ from typing import Any, NoReturn
 
 from gpu_server import __main__ as server
 from gpu_server.engines import Engine, EngineFault, OutOfMemory
-from tests.faults.chaos.levers import Levers
+from tests.faults.chaos.levers import SLOW_SECONDS, Levers
 from tests.faults.chaos.numbers import engine
-
-SLOW_SECONDS = 1.0
 
 
 def load_engine(*_: Any, **__: Any) -> Engine:

@@ -4,9 +4,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from shared.keys import Session
 from tests.faults.chaos.producer import event, forced
@@ -18,6 +19,7 @@ from tests.faults.oracle import Upload, transcribed
 UNDER_FIRE = 4  # batch runs that may try while the faults go on
 OUTAGE = "S3 503 for a while"
 LOST = ("SQS receive done, answer lost", "SQS send done, answer lost", "SQS delete done, answer lost")
+USERS = 5
 QUEUED = 0.3  # of the events ask for the batch: there is work for worker and queue all the time
 
 
@@ -148,7 +150,7 @@ def _upload_all(system: System, shape: Shape, choice: random.Random, *, queued: 
     """All sessions at the same time, chunks in any order, some again; how many deliveries that makes."""
     producer = system.producer
     sessions = {
-        number: Session(f"user {number % 5}", f"session {number}")
+        number: Session(f"user {number % USERS}", f"session {number // USERS}")  # of the same names
         for number in range(shape.first, shape.first + shape.sessions)
     }
     places = [(number, index) for number in sessions for index in range(1, shape.chunks + 1)]
@@ -188,27 +190,24 @@ def _attack(system: System, shape: Shape, rules: Rules, storm: Storm, choice: ra
     began = time.monotonic()
     for at, kind in sorted(steps):
         time.sleep(max(0.0, began + at * shape.seconds - time.monotonic()))  # the moment itself
-        struck = True
         match kind:
             case "kill -9 of the worker":
-                system.worker.kill()
+                storm.kinds[kind] += _struck(system.worker.kill, shape.spread)
             case "kill -9 of the server":
-                system.server.kill()
+                storm.kinds[kind] += _struck(system.server.kill, shape.spread)
             case "kill -9 of a function":
-                struck = _kill_function(system, shape.spread, choice)
+                storm.kinds[kind] += _struck(partial(system.lambdas.kill, choice), shape.spread)
             case "outage":
                 system.aws.set({OUTAGE: {"service": "s3", "error": S3["S3 503 on HEAD"]["error"]}})
             case "outage is over":
                 system.aws.set(rules)
-        if kind in kills:
-            storm.kinds[kind] += struck
 
 
-def _kill_function(system: System, seconds: float, choice: random.Random) -> bool:
-    """The next one that is at work; False if none is in so many seconds."""
+def _struck(kill: Callable[[], bool], seconds: float) -> bool:
+    """The next one that runs, or is at work; False if there is none in so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if system.lambdas.kill(choice):
+        if kill():
             return True
         time.sleep(POLL_SECONDS)
     return False

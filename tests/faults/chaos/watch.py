@@ -40,7 +40,10 @@ class Watch:
     def wrong(self, uploads: Sequence[Upload]) -> list[str]:
         """What any of them said that it must not, and what it replaced that was newer."""
         bodies = {(write.key, write.etag): write.body for write in self._read()}
-        return [wrong for write in self.written() for wrong in _wrong(write, bodies, uploads)]
+        written = self.written()
+        if not written:
+            return ["nothing was written, or the journal missed it"]
+        return [wrong for write in written for wrong in _wrong(write, bodies, uploads)]
 
     def _read(self) -> list[Write]:
         lines = [json.loads(line) for line in self._journal.read_text().splitlines()]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 
 from gpu_server import webm
@@ -16,6 +17,7 @@ from tests.faults.fuzz.headers import caf, id3, matroska, nested, quicktime, rif
 from tests.gpu_server import media
 
 CLUSTER_SECONDS = 30
+HEADER_BYTES = 128
 # Opus, two frames of 60 ms without a byte of content (RFC 6716, section 3.2.3): silence at 8 bytes a second.
 SILENT_PACKET, PACKET_MS = b"\x19", 120
 
@@ -48,7 +50,7 @@ def samples() -> dict[str, bytes]:
 
 
 def boundaries(name: str) -> list[int]:
-    """Where something begins or ends inside a sample: elements, pages, boxes; else frames, by their stride."""
+    """Where something begins or ends inside a sample: elements, pages, boxes; else packets, and words of the header."""
     body = samples()[name]
     match name:
         case "webm":
@@ -58,7 +60,7 @@ def boundaries(name: str) -> list[int]:
             return sorted({*pages, *(page + 27 for page in pages), *(page + 27 + body[page + 26] for page in pages)})
         case "mp4" | "mp4 with its samples in moov":
             return _boxes(body, 0, len(body))
-    return [*range(0, 64, 4), *range(64, len(body), len(body) // 12)]
+    return _packets(body)
 
 
 def cut(*, near: Sequence[int], stride: int) -> Iterator[Case]:
@@ -202,6 +204,13 @@ def polyglots(url: str, file: Path) -> Iterator[Case]:
     yield Case("HTML that is an MP3 too", b"<html><script src='" + url.encode() + b"'></script>" + samples()["mp3"])
     yield Case("a PDF that is a WAV too", b"%PDF-1.7\n" + samples()["wav"])
     yield Case("an ELF that is a FLAC too", b"\x7fELF" + bytes(60) + samples()["flac"])
+
+
+def _packets(body: bytes) -> list[int]:
+    """As FFmpeg finds them; before the first there is the header, sometimes with much room to grow."""
+    with av.open(io.BytesIO(body)) as container:
+        packets = [(packet.pos, packet.pos + packet.size) for packet in container.demux() if packet.pos is not None]
+    return sorted({*range(0, min(packets[0][0], HEADER_BYTES), 4), *(place for packet in packets for place in packet)})
 
 
 def _elements(body: bytes) -> list[int]:

@@ -81,12 +81,13 @@ def _media(home: Path, seed: int, say: Say) -> Part:
     wrong = [violation for verdict in verdicts for violation in verdict.violations]
     for violation in (*wrong, *there.sprung):
         say(violation)
+    pointing = kinds["media: a pointer elsewhere"] + kinds["media: two files in one"]
     slowest = max(verdict.slowest for verdict in verdicts)
     peak = max(verdict.peak_bytes for verdict in verdicts)
     return Part(
         [
             _none("broken media: neither audio nor a typed refusal", len(wrong), sum(v.cases for v in verdicts)),
-            _none("addresses called, or files opened, because media said so", len(there.sprung), kinds.total()),
+            _none("addresses called, or files opened, because media said so", len(there.sprung), pointing),
             Row(
                 "longest decoding of one of them", f"< {TIMEOUT_S:.0f} s", f"{slowest[0]:.1f} s", slowest[0] < TIMEOUT_S
             ),
@@ -103,7 +104,7 @@ def _media(home: Path, seed: int, say: Say) -> Part:
 
 def _parsers(home: Path, seconds: int, seed: int, say: Say) -> Part:
     if not guided.AVAILABLE:
-        return Part([Row("inputs to the parsers that broke a rule", "0", guided.WHY_NOT, True)])
+        return Part([Row("inputs to the parsers that broke a rule", "0", guided.WHY_NOT, False)])
     broke, kinds = 0, Counter[str]()
     for target in TARGETS:
         ended = guided.fuzz(target, seeds(target), home / target, seconds=seconds, seed=seed)
@@ -111,7 +112,8 @@ def _parsers(home: Path, seconds: int, seed: int, say: Say) -> Part:
         if ended.breaker is not None:
             broke += 1
             say(f"{target}: {ended.breaker!r}\n{ended.words}")
-    return Part([_none("inputs to the parsers, led by coverage, that broke a rule", broke, kinds.total())], kinds)
+    what = f"inputs to the parsers, led by coverage for {seconds} s each, that broke a rule"
+    return Part([_none(what, broke, kinds.total())], kinds)
 
 
 def _none(what: str, wrong: int, of: int) -> Row:

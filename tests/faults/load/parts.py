@@ -38,8 +38,10 @@ def _rows(name: str, done: Rush) -> list[Row]:
     silent = sum(one.retry_after is None for one in done.refusals)
     strange = sum(one.status not in (200, 429, 503) for one in done.posts)
     untrue = sum((one.status, one.reason) not in ((200, ""), (503, "saturated")) for one in done.health)
-    what = f"{done.uploads:,} uploads at once beside {OVERLOAD} times the capacity, {name}"
+    what = f"{done.uploads:,} uploads at once beside {OVERLOAD} times the capacity for {done.overload:.0f} s, {name}"
+    queued = done.decisions["queued"]
     return [
+        Row(f"uploads that the router sent to the queue, {name}", "> 0", f"{queued:,}", queued > 0),
         Row(f"{what}: lost or wrong", "0", str(len(done.wrong)), not done.wrong and done.drained == 0),
         Row(
             f"refusals in it without Retry-After, or other answers, {name}",
