@@ -37,7 +37,7 @@ def processes(*, rounds: int = 3, seed: int, say: Say = lambda line: None) -> Pa
 
     def tell(one: Ended) -> None:
         ended.append(one)
-        say(f"{one.seconds:5.1f} s  {one.kind}: {one.fired} times{''.join(f', WRONG: {w}' for w in one.wrong)}")
+        say(f"{one.seconds:5.1f} s  {one.kind}: {one.fired:d} times{''.join(f', WRONG: {w}' for w in one.wrong)}")
 
     run_all(work, tell)
     for one in killed_functions(rounds, seed=seed):

@@ -1,23 +1,31 @@
 """The tools of the fault runs: what they inject is what they say."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from gpu_server.engines import SAMPLE_RATE, Options, Window
+from shared.jobs import Job
+from shared.keys import Session
+from tests.fakes import transcript_for
+from tests.faults.chaos.impostors import IMPOSTORS, Impostor
 from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.numbers import detect, engine, spoken, text
 from tests.faults.chaos.proxy import check
-from tests.faults.chaos.rules import AWS, DOOR, at_rate
+from tests.faults.chaos.rules import AWS, DOOR, SWEEP, at_rate
+from tests.faults.chaos.watch import Watch
+from tests.faults.oracle import Upload
 
 WAV_HEADER = 44  # bytes
 
 
 def test_every_rule_is_one_that_microburst_understands() -> None:
-    for kind, rule in (at_rate(AWS, 0.3) | at_rate(DOOR, 0.3)).items():
+    for kind, rule in (at_rate(AWS, 0.3) | at_rate(DOOR, 0.3) | SWEEP).items():
         check(kind, rule)
 
 
@@ -62,3 +70,39 @@ def test_what_is_spoken_is_heard_also_where_chunks_touch_without_a_pause() -> No
     assert Counter(heard) == Counter(map(text, chunks))
     assert all(one.end <= two.start for one, two in pairwise(said.words))
     assert said.words[-1].end == pytest.approx(len(window.audio) / SAMPLE_RATE)
+
+
+def test_only_those_who_meet_what_is_bad_count() -> None:
+    with Impostor(IMPOSTORS["server says 500"]) as bad:
+        assert httpx.get(f"{bad.url}/health").is_success
+        assert bad.struck == 0
+        assert httpx.post(f"{bad.url}/transcribe-s3", json={}).status_code == 500
+        assert bad.struck == 1
+    with Impostor(IMPOSTORS["server's health flaps"]) as bad:
+        assert [httpx.get(f"{bad.url}/health").status_code for _ in range(4)] == [200, 503, 200, 503]
+        assert bad.struck == 4
+
+
+def test_what_was_wrong_for_an_instant_is_seen(tmp_path: Path) -> None:
+    key = f"{Session('u', 's').audio_prefix}chunk-001.wav"
+    uploads = [Upload(key, etag, b"", says) for etag, says in (("a", "one"), ("b", "two"))]
+    old, new, foreign = (
+        transcript_for(Job(bucket="audio", key=key, etag=etag), says).to_json().decode()
+        for etag, says in (("a", "one"), ("b", "two"), ("b", "three"))
+    )
+    output = Job(bucket="audio", key=key, etag="a").output_key
+
+    def watched(*bodies: str) -> list[str]:
+        journal = tmp_path / "journal"
+        journal.write_text(json.dumps({"key": output, "etag": "0", "replaced": "", "body": "of a run before"}) + "\n")
+        watch = Watch(journal)
+        with journal.open("a") as file:
+            for number, body in enumerate(bodies, 1):
+                line = {"key": output, "etag": str(number), "replaced": str(number - 1), "body": body}
+                file.write(json.dumps(line) + "\n")
+        return watch.wrong(uploads)
+
+    assert watched(old, new) == []
+    assert ["says 'three'" in wrong for wrong in watched(old, foreign, new)] == [True]
+    assert ["went back" in wrong for wrong in watched(new, old, new)] == [True]
+    assert watched() == ["nothing was written, or the journal missed it"]
