@@ -1,9 +1,12 @@
 """The rules that carry the promise, each with a way to take it away (`mutants.py`)."""
 
 from batch_worker.drain import Drain
+from batch_worker.lease import Leases
 from batch_worker.letters import Letters
 from batch_worker.work import Worker
+from gpu_server.remembering import RememberingStore
 from gpu_server.service import Service
+from gpu_server.session_pass import SessionPass
 from router_lambda import handler
 from router_lambda.route import Router
 from shared import chunk_writer, combine, outcomes
@@ -302,7 +305,27 @@ MUTANTS = [
         "answer.said is not Said.BUSY",
         focus=has_deadly,
     ),
+    Mutant(
+        "leases are renewed",
+        Leases.renew,
+        "receipts = list(self._held)",
+        "receipts = []",
+        equivalent="a message that comes twice finds its work done, or under way; what it saves is work",
+    ),
     # gpu_server
+    Mutant(
+        "what is remembered is of the version that is asked for",
+        RememberingStore.get_version,
+        "self._bodies.get((key, etag))",
+        "next((body for (name, _), body in self._bodies.items() if name == key), None)",
+    ),
+    Mutant(
+        "a chunk beyond the session's end is not heard by every pass",
+        SessionPass._is_open,
+        "and _may_be(index_of(job), last)",
+        "",
+        start=10_399_500,
+    ),
     Mutant(
         "what has just ended here is looked for",
         Service.start_job,
