@@ -85,7 +85,8 @@ class Ending(Oracle):
         if self._store.entries[JSON_KEY].body != expected.to_json():
             self.violate("O5: the session transcript is not what its chunks make")
         views = {self._store.entries[key].info.metadata[VIEW] for key in (JSON_KEY, *DERIVED)}
-        if len(views) > 1 or self._store.entries[f"{OUTPUTS}.txt"].body != render(expected, "txt")[0]:
+        rendered = {key: render(expected, key.rpartition(".")[2])[0] for key in DERIVED}
+        if len(views) > 1 or any(self._store.entries[key].body != body for key, body in rendered.items()):
             self.violate("O5: the subtitles are not of this session transcript")
 
     def is_session_behind(self) -> bool:

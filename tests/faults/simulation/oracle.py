@@ -123,11 +123,18 @@ class Oracle:
                 self._check_transcript(key, before, document)
         elif key == JSON_KEY:
             self._check_session(json.loads(before.body) if before else None, json.loads(entry.body))
-        elif key not in DERIVED and not (key == BAD_MANIFEST_KEY and self._had_bad_manifest()):
+        elif key == BAD_MANIFEST_KEY:
+            self._check_manifest_record(json.loads(before.body) if before else None, json.loads(entry.body))
+        elif key not in DERIVED:
             self.violate(f"written outside the expected keys: {key}")
 
-    def _had_bad_manifest(self) -> bool:
-        return any(key == MANIFEST and b"{" not in made.body for (key, _), made in self._made.items())
+    def _check_manifest_record(self, before: dict[str, Any] | None, record: dict[str, Any]) -> None:
+        version = source_of(record)
+        made = self._made.get(version)
+        if made is None or version[0] != MANIFEST or b"{" in made.body:
+            self.violate(f"a bad manifest's record for one that is well, or never existed: {version}")
+        elif before and self._made[source_of(before)].writes[0] > made.writes[-1]:
+            self.violate("O3: the record of a bad manifest goes back to an older one")
 
     def _check_record(self, key: str, before: Entry | None, record: dict[str, Any]) -> None:
         version = source_of(record)
