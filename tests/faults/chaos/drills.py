@@ -47,6 +47,10 @@ class Drill:
     def chunk(self, index: int, version: int = 1) -> Upload:
         return self.system.producer.chunk(self.session, (self.number % 999 + 1, index, version))
 
+    def file(self, index: int) -> Upload:
+        """A recording of no session."""
+        return self.system.producer.file(f"calls/{self.session.id} {index}.wav", (self.number % 999 + 1, index, 999))
+
     def announce(self, upload: Upload, *, by_queue: bool = False) -> None:
         made = forced(BUCKET, upload) if by_queue else event(BUCKET, upload)
         for _ in range(self.choice.choice((1, 1, 2))):

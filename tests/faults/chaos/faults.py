@@ -11,9 +11,10 @@ from shared.queues import Queue
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
 from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
 from tests.faults.chaos.levers import SLOW_SECONDS
+from tests.faults.chaos.producer import event
 from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
 from tests.faults.chaos.rules import AWS, DOOR, SWEEP
-from tests.faults.chaos.system import RECEIVES
+from tests.faults.chaos.system import BUCKET, RECEIVES
 
 FROZEN_SECONDS = 5.0  # longer than a lease
 FULL_BYTES = 2048  # of a file, on a disk without room
@@ -134,17 +135,27 @@ def _jumps(log: Path, jump: Callable[[], object]) -> int:
     return eventually(lambda: log.read_text().count(JUMPED) - before, "a clock that jumped", seconds=JUMP_SECONDS)
 
 
-def _gpu(kind: str, times: int, *, slow: int = 0) -> Fault:
-    """`slow`: batches that take their time before, so that the windows behind them share one."""
-
+def _gpu(kind: str, times: int) -> Fault:
     def fault(drill: Drill) -> int:
-        drill.system.levers.pull("gpu slow", slow)
         drill.system.levers.pull(kind, times)
         drill.upload()
         drill.system.settle()
         return times - drill.system.levers.left(kind)
 
     return fault
+
+
+def _gpu_full_with_a_batch(drill: Drill) -> int:
+    """Files share no window, as neighbouring chunks do: while the GPU is slow with one, the others make a batch."""
+    kind = "gpu full with a batch"
+    drill.system.levers.pull("gpu slow", CHUNKS)
+    drill.system.levers.pull(kind)
+    for index in range(1, CHUNKS + 1):
+        drill.lambdas.invoke(event(BUCKET, drill.file(index)))
+    drill.system.settle()
+    drill.upload()
+    drill.system.settle()
+    return 1 - drill.system.levers.left(kind)
 
 
 def _impostor(bad: Bad) -> Fault:
@@ -328,7 +339,7 @@ PROCESSES: dict[str, Fault] = {
     "worker frozen beyond its leases": _frozen(_worker),
     "AWS away and back": _restart_aws,
     "disk full": _disk_full,
-    "GPU full with a batch": _gpu("gpu full with a batch", 1, slow=2),
+    "GPU full with a batch": _gpu_full_with_a_batch,
     "GPU full": _gpu("gpu full", 4),
     "GPU error": _gpu("gpu error", 2),
     "GPU broken for good": _gpu("gpu broken", 1),

@@ -30,6 +30,9 @@ class Producer:
         body = spoken(numbers)
         return self._put(f"{session.audio_prefix}chunk-{numbers[1]:03}.wav", body, text(numbers))
 
+    def file(self, key: str, numbers: Numbers) -> Upload:
+        return self._put(key, spoken(numbers), text(numbers))
+
     def manifest(self, session: Session, count: int) -> Upload:
         return self._put(session.manifest_key, json.dumps({"chunkCount": count}).encode(), None)
 
