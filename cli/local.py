@@ -42,10 +42,11 @@ class State:
 
 
 class LocalStack:
-    """One local AWS with its server. `home`: the folder that holds everything of it."""
+    """One local AWS with its server. `home`: the folder that holds everything of it. `server_port`: if it is free."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, server_port: int = PREFERRED_SERVER_PORT) -> None:
         self.home = home
+        self._server_port = server_port
         self._state_file = home / "state.json"
         self._env_file = home / "deploy.env"
 
@@ -62,7 +63,7 @@ class LocalStack:
         state = self._load()
         if state is None or not stack.is_emulator(state.emulator_pid):
             emulator = stack.start_emulator(self.home)
-            state = State(emulator.pid, emulator.endpoint, processes.free_port(PREFERRED_SERVER_PORT))
+            state = State(emulator.pid, emulator.endpoint, processes.free_port(self._server_port))
             self._save(state)
         self._write_settings(state)
         if server:

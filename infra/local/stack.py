@@ -23,7 +23,7 @@ SECRET = "test"  # noqa: S105  MiniStack's own for the root user; presigned URLs
 PREFERRED_PORT = 4566
 MODULE = "infra.local.emulator"
 
-START_SECONDS = 30
+START_SECONDS = 120  # on a machine that has much else to do
 STOP_SECONDS = 20  # a long poll of a worker that is still there holds the emulator's exit back that long
 
 CORE_STEPS = (

@@ -366,7 +366,7 @@ def test_a_message_that_came_back_is_worked_on_alone(night: Night) -> None:
             inside += 1
             most = max(most, inside)
         if job.key != "1.mp3":
-            both.wait(timeout=10)
+            both.wait(timeout=60)
         else:
             assert inside == 1
         with lock:
@@ -405,7 +405,7 @@ def test_leases_are_renewed_until_the_work_ends() -> None:
     queue, message = Counting(), Message("m", "r", "{}", 1)
     with Leases(visibility=120, interval=0.01) as leases:
         leases.hold(queue, message)  # type: ignore[arg-type]
-        assert twice.wait(timeout=10)
+        assert twice.wait(timeout=60)
         leases.release(message)
         assert leases.give_back() == 0
     assert set(renewed) == {120}

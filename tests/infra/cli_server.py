@@ -47,8 +47,10 @@ def main() -> None:
     data_path = os.environ["AWS_DATA_PATH"]  # set by the CLI, where its own data are
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
-    server.bind(sys.argv[1])
+    new = f"{sys.argv[1]}.new"
+    server.bind(new)
     server.listen(64)
+    os.rename(new, sys.argv[1])  # where it shows, it can be called
     while True:
         connection, _ = server.accept()
         if os.fork() == 0:

@@ -34,7 +34,7 @@ done
 Aws = Callable[[str], Any]
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 30) -> Any:
+def until(condition: Callable[[], Any], *, seconds: float = 120) -> Any:
     """What `condition` returns once it is true."""
     deadline = time.monotonic() + seconds
     while True:

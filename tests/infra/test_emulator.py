@@ -33,10 +33,14 @@ def publish(aws: Aws, source: str) -> None:
 
 
 def receive(aws: Aws, url: str) -> dict[str, Any]:
-    def message() -> Any:
+    """A message, which is taken out of the queue."""
+
+    def messages() -> Any:
         return aws("sqs").receive_message(QueueUrl=url, MessageAttributeNames=["All"]).get("Messages")
 
-    return dict(until(message)[0])
+    (message,) = until(messages)
+    aws("sqs").delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+    return dict(message)
 
 
 @integration

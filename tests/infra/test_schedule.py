@@ -182,7 +182,7 @@ def test_a_schedule_calls_the_launcher_which_starts_what_the_backlog_is_worth(
     assert night("351").returncode == 0
     found = aws("scheduler").get_schedule(Name=f"{PREFIX}-batch-1")
     fleet.holds(12)
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    soon = datetime.now(UTC) + timedelta(seconds=20)
 
     aws("scheduler").update_schedule(
         Name=f"{PREFIX}-batch-1",
@@ -336,23 +336,27 @@ def test_a_batch_is_watched_until_the_queue_is_empty_and_the_instances_gone(
 ) -> None:
     """Nothing runs on the local AWS's instances: this test does the instances' work."""
     fleet.holds(3)
+    settings = {"ENV_FILE": str(night.env_file), "TEST_TIMEOUT": "5"}
 
     watching = subprocess.Popen(
         ["bash", SCRIPTS / "step-352-test-batch-run.sh", "--yes"],
-        env={**stack.without_aws(os.environ), **night.environment, "ENV_FILE": str(night.env_file)},
+        env={**stack.without_aws(os.environ), **night.environment, **settings},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert watching.stderr
     said = ""
-    for line in watching.stderr:
-        said += line
-        if "instances: 1 in service of 1; jobs: 3 waiting" in line:
-            work(aws, fleet.url)
-            fleet.scaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
+    try:
+        for line in watching.stderr:
+            said += line
+            if "instances: 1 in service of 1; jobs: 3 waiting" in line:
+                work(aws, fleet.url)
+                fleet.scaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
+        assert watching.wait() == 0, said
+    finally:
+        watching.kill()
 
-    assert watching.wait() == 0, said
     assert "jobs: 3 waiting, 0 at work, 0 delayed" in said
     assert "the launcher wants 1 instances (backlog): 3 jobs" in said
     assert "the queue is empty, the instances are gone" in said
@@ -370,12 +374,16 @@ def test_with_nothing_to_do_nothing_starts_and_that_is_well(night: Step, fleet: 
 def work(aws: Aws, url: str) -> None:
     """Does each job at its second receipt: the launcher has had a look, the script has taken none."""
     done: list[str] = []
-    while len(done) < 3:
+
+    def all_done() -> bool:
         answer = aws("sqs").receive_message(QueueUrl=url, AttributeNames=["All"], MaxNumberOfMessages=10)
         for message in answer.get("Messages", []):
             assert message["Attributes"]["ApproximateReceiveCount"] == "2"
             aws("sqs").delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
             done.append(message["MessageId"])
+        return len(done) >= 3
+
+    until(all_done)
     assert len(set(done)) == 3
 
 

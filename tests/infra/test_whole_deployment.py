@@ -21,9 +21,10 @@ ELSEWHERE = "312 313 352"
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[System]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
     """A stack of its own, since it is destroyed; the core of it is deployed already."""
-    local = LocalStack(tmp_path / "stack")
+    monkeypatch.setenv("HEALTH_CHECK_TIMEOUT", "10")  # for whatever deploys the router, as in the integration tests
+    local = LocalStack(tmp_path / "stack", server_port=8102)
     try:
         local.up(server=True, on_step=lambda step, seconds: None)
         yield System(local)

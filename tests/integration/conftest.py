@@ -93,7 +93,8 @@ class System:
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    local = LocalStack(tmp_path_factory.mktemp("local"))
+    # A port of its own: while its server is off, no other stack that comes up takes it.
+    local = LocalStack(tmp_path_factory.mktemp("local"), server_port=8101)
     # A machine that does other work too may answer late; two seconds are the router's own tests' matter.
     os.environ["HEALTH_CHECK_TIMEOUT"] = "10"
     try:

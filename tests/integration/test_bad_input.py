@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import stack
+from infra.local import processes, stack
 from shared.keys import Session
 from shared.transcript import SessionRef
 from tests.integration.conftest import DATA, System, eventually
@@ -104,9 +104,8 @@ def test_a_program_that_is_set_up_wrong_says_what_and_exits(
 
 
 def test_a_missing_model_is_named_with_the_way_to_get_it() -> None:
-    done = run_program(
-        "gpu_server", {"WHISPER_MODEL": "large-v9", "ENGINE": "faster-whisper", "FAST_API_PORT": "18731"}
-    )
+    port = str(processes.free_port(0))
+    done = run_program("gpu_server", {"WHISPER_MODEL": "large-v9", "ENGINE": "faster-whisper", "FAST_API_PORT": port})
     assert done.returncode == 3
     assert "large-v9" in done.stderr
 

@@ -18,7 +18,7 @@ from shared.transcript import SessionRef, Transcript
 from tests.gpu_server import media
 from tests.integration.conftest import DATA, System, eventually
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("empty_queues")]
 numbers = itertools.count(1)
 
 

@@ -152,7 +152,7 @@ def test_dead_letters_are_listed_and_stay(place: Place) -> None:
     listed = place.cli("dlq", "list")
     assert "calls/7.mp3  (queued as unhealthy)" in listed
     assert "(the message is not JSON)" in listed
-    assert listed.splitlines()[-1] == "26 in dead-letters, the oldest 0 min old"
+    assert re.fullmatch(r"26 in dead-letters, the oldest \d+ min old", listed.splitlines()[-1])
     assert place.depth("SQS_DLQ_URL") == 26
     assert " 2x " in place.cli("dlq", "list", "--most", "3")
 
@@ -257,7 +257,7 @@ def test_a_night_may_be_given_a_part_of_an_archive(place: Place) -> None:
 
 def test_a_killed_backfill_goes_on_where_it_was(place: Place) -> None:
     keys = archive(place, 20)
-    command = [sys.executable, "-m", "cli", "backfill", "--rate", "20"]
+    command = [sys.executable, "-m", "cli", "backfill", "--rate", "4"]
     backfill = subprocess.Popen(command, cwd=stack.ROOT, env=place.shell(), stdout=subprocess.DEVNULL)
     eventually(lambda: place.depth() >= 20, "two batches in the queue")
     backfill.send_signal(signal.SIGKILL)

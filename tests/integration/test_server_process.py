@@ -33,7 +33,7 @@ class Server:
             return httpx.post(f"{self.url}/transcribe", files={"file": file}, data=fields, timeout=PATIENCE_SECONDS)
 
     def health(self) -> httpx.Response:
-        return httpx.get(f"{self.url}/health", timeout=5)
+        return httpx.get(f"{self.url}/health", timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module", params=["faster-whisper", "whisperx"])
@@ -51,8 +51,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             time.sleep(processes.POLL_SECONDS)
         yield server
     finally:
-        assert processes.stop(process.pid, "gpu_server", grace_seconds=30)
-        assert process.returncode == 0 or process.poll() in (0, None), processes.tail(log)
+        process.terminate()
+        try:
+            assert process.wait(PATIENCE_SECONDS) == 0, processes.tail(log)
+        finally:
+            process.kill()
 
 
 def _ready(server: Server) -> bool:

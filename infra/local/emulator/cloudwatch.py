@@ -118,7 +118,7 @@ def _watch_the_clock() -> None:
             set_request_region(region)
             try:
                 evaluate(alarm)
-            except Exception:
+            except Exception:  # one alarm's fault must not stop the clock of the others
                 log.exception("alarm %s", alarm.get("AlarmName"))
 
 

@@ -260,7 +260,7 @@ def _fire(key: Key, schedule: Schedule, due: float) -> None:
         text = text.replace(f"<aws.scheduler.{name}>", value)
     try:
         _make(_call(target, text), target["RoleArn"])
-    except Exception as error:
+    except Exception as error:  # whatever the target refuses, the dead-letter queue is told
         log.warning("schedule %s: %s", schedule["Arn"], error)
         code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
         facts = {
@@ -306,7 +306,7 @@ def _keep(target: Mapping[str, Any], text: str, facts: Mapping[str, str]) -> Non
     message = {"QueueUrl": queue_url(queue) or queue, "MessageBody": text, "MessageAttributes": attributes}
     try:
         _make(Call("sqs", "send_message", message), target["RoleArn"])
-    except Exception as error:
+    except Exception as error:  # nobody is left to tell, and the other schedules go on
         log.error("schedule %s: not even kept in %s: %s", facts["SCHEDULE_ARN"], queue, error)
 
 

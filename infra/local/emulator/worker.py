@@ -25,7 +25,7 @@ def main():
     sys.path[:] = [init["code_dir"], *rest]
     try:
         handler = getattr(importlib.import_module(init["module"]), init["handler"])
-    except Exception as error:
+    except Exception as error:  # the function's own code may raise anything as it is imported
         traceback.print_exc()
         _answer(answers, status="error", error=f"Unable to import module '{init['module']}': {error}")
         return
@@ -35,7 +35,7 @@ def main():
         try:
             result = handler(message["event"], _context(init, message.get("ctx") or {}))
             answer = json.dumps({"status": "ok", "result": result})
-        except Exception as error:
+        except Exception as error:  # and as it is called: that is its answer
             _answer(answers, status="error", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
         else:
             answers.write(answer + "\n")
