@@ -13,14 +13,14 @@ from moto import mock_aws
 from infra.local import stack
 from tests.faults.points.parity import QueueMachine, StoreMachine, cloud_at, compare
 from tests.faults.points.stage import Run
-from tests.faults.points.suite import Results, apart, hushed, kind_of, on_emulator, pairs, singles
+from tests.faults.points.suite import TELL_EVERY, Results, Say, apart, hushed, kind_of, on_emulator, pairs, singles
 from tests.faults.table import Part, Row
 
 PROCESSES = 2
 EXAMPLES, STEPS = 200, 50  # of a machine
 
 
-def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES) -> Part:
+def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES, say: Say = lambda line: None) -> Part:
     """All of it; or one single fault in `one_in` on the local AWS, and one first fault in `one_in` of the pairs.
 
     All of it takes about 20 minutes for the single faults and an hour for the 150,000 pairs, on two cores.
@@ -28,9 +28,9 @@ def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES
     with hushed():
         cases = singles()
         with _emulator() as endpoint:
-            alone, alone_seconds = _timed(lambda: _all(on_emulator(cases[::one_in], endpoint, lanes=processes)))
+            alone, alone_seconds = _timed(lambda: _all(on_emulator(cases[::one_in], endpoint, lanes=processes), say))
             differences = parity(endpoint, examples)
-        both, both_seconds = _timed(lambda: pairs(apart(cases)[::one_in], processes=processes))
+        both, both_seconds = _timed(lambda: pairs(apart(cases)[::one_in], processes=processes, say=say))
     rows = [
         _row("one fault, on the local AWS with boto3", alone, alone_seconds),
         _row("two faults, on the in-memory ports", both, both_seconds),
@@ -57,10 +57,12 @@ def _emulator() -> Iterator[str]:
             stack.stop(emulator.pid, grace_seconds=2)
 
 
-def _all(runs: Iterable[Run]) -> Results:
+def _all(runs: Iterable[Run], say: Say) -> Results:
     results = Results()
     for one in runs:
         results.add(one)
+        if results.runs % TELL_EVERY == 0:
+            say(f"single faults: {results.runs:,} runs")
     return results
 
 

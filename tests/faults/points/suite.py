@@ -4,13 +4,12 @@ import logging
 import multiprocessing
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
 
 from gpu_server.decode_pool import DecodePool
 from gpu_server.decoding import Limits
@@ -23,7 +22,8 @@ from tests.faults.points.plan import Fault, Plan, all_kinds, kinds_apart
 from tests.faults.points.stage import SCENES, Run, play
 from tests.gpu_server.ears import Reader, held_engine
 
-T = TypeVar("T")
+Say = Callable[[str], None]
+TELL_EVERY = 200
 SERVICES = {"GET": "HTTP", "POST": "HTTP", "PutEvents": "EventBridge"}  # the others by what they are about
 
 
@@ -133,13 +133,15 @@ def pairs_after(first: Case, *, each: int = 1, offset: int = 0) -> Results:
     return results
 
 
-def pairs(firsts: Sequence[Case], *, processes: int) -> Results:
+def pairs(firsts: Sequence[Case], *, processes: int, say: Say = lambda line: None) -> Results:
     """All pairs that begin with these faults."""
     results = Results()
     fresh = multiprocessing.get_context("spawn")  # a fork would lack the threads that serve here
     with ProcessPoolExecutor(processes, mp_context=fresh, initializer=hush) as pool:
-        for some in pool.map(pairs_after, firsts):
+        for number, some in enumerate(pool.map(pairs_after, firsts), 1):
             results.merge(some)
+            if number % TELL_EVERY == 0:
+                say(f"pairs: {results.runs:,} runs, of {number:,} first faults in {len(firsts):,}")
     return results
 
 
