@@ -86,7 +86,7 @@ class Stage:
                 return
             except Crash:
                 self._router = None
-            except Exception:
+            except Exception:  # whatever the handler raises, Lambda tries again
                 pass
         self.fail(event)
 

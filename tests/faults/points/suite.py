@@ -18,12 +18,13 @@ from gpu_server.transcriber import Transcriber
 from tests.faults.points.aws import AwsWorld, Lane, no_backoff
 from tests.faults.points.house import reading
 from tests.faults.points.memory import MemoryWorld
-from tests.faults.points.plan import Fault, Plan, all_kinds, kinds_apart
+from tests.faults.points.plan import Fault, Plan, all_kinds, kinds_apart, missed
 from tests.faults.points.stage import SCENES, Run, play
 from tests.gpu_server.ears import Reader, held_engine
 
 Say = Callable[[str], None]
 TELL_EVERY = 200
+TRIES = 10
 SERVICES = {"GET": "HTTP", "POST": "HTTP", "PutEvents": "EventBridge"}  # the others by what they are about
 
 
@@ -64,6 +65,16 @@ def kind_of(fault: Fault) -> str:
 def in_memory(case: Case, workspace: Path) -> Run:
     plan = Plan(*case.faults)
     return play(case.scene, MemoryWorld(plan, reading(), workspace), plan)
+
+
+def until_they_strike(case: Case, workspace: Path) -> Run:
+    """Whether a call is made may hang on which of two threads was first: a run without it is made again."""
+    for _ in range(TRIES):
+        run = in_memory(case, workspace)
+        slept = missed(run.plan)
+        if not slept or len(run.found) > len(slept):
+            break
+    return run
 
 
 def singles() -> list[Case]:
@@ -129,7 +140,7 @@ def pairs_after(first: Case, *, each: int = 1, offset: int = 0) -> Results:
         run = in_memory(first, Path(folder))
         results.add(run)
         for second in run.plan.later_faults(kinds_apart)[offset % each :: each]:
-            results.add(in_memory(Case(first.scene, (*first.faults, second)), Path(folder)))
+            results.add(until_they_strike(Case(first.scene, (*first.faults, second)), Path(folder)))
     return results
 
 
