@@ -13,7 +13,7 @@ from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
 from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.producer import event
 from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
-from tests.faults.chaos.rules import AWS, DOOR, SWEEP
+from tests.faults.chaos.rules import AWS, DOOR, REWRITES, SWEEP
 from tests.faults.chaos.system import BUCKET, RECEIVES
 
 FROZEN_SECONDS = 5.0  # longer than a lease
@@ -302,9 +302,9 @@ def _of_aws(kind: str) -> Fault:
     """The first few requests that fit, one after the other."""
 
     def fault(drill: Drill) -> int:
-        proxy = drill.system.aws if kind in AWS else drill.system.door
+        proxy = drill.system.door if kind in DOOR else drill.system.aws
         before = proxy.fired()[kind]
-        proxy.set({kind: {**(AWS | DOOR)[kind], "times": IN_A_ROW}})
+        proxy.set({kind: {**(AWS | REWRITES | DOOR)[kind], "times": IN_A_ROW}})
         drill.upload()
         drill.system.settle()
         return eventually(lambda: proxy.fired()[kind] - before, f"a request that meets {kind}", seconds=MEET_SECONDS)
@@ -365,4 +365,5 @@ EVENTS: dict[str, Fault] = {
     "messages dead": _dead_letters,
     "invocations failed for good": _failed_invocations,
 }
-OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | DOOR} | {kind: _of_sweep(kind) for kind in SWEEP}
+OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | REWRITES | DOOR}
+OF_AWS |= {kind: _of_sweep(kind) for kind in SWEEP}

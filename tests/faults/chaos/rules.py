@@ -29,9 +29,6 @@ S3: Rules = {
     "S3 conditional conflict": _fails(
         "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-none-match": ""}
     ),
-    "S3 conditional conflict on a rewrite": _fails(
-        "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-match": ""}
-    ),
     "S3 credentials expired": _fails("ExpiredToken", 400, service="s3"),
     "S3 clock skewed": _fails("RequestTimeTooSkewed", 403, service="s3"),
 }
@@ -47,7 +44,12 @@ SQS: Rules = {
     "SQS connection reset": {"service": "sqs", "reset": True},
     "SQS credentials expired": _fails("ExpiredTokenException", 403, service="sqs"),
 }
-# Of what only the sweep does.
+# Of requests that are too few for a rate: those that replace an output, and the sweep's.
+REWRITES: Rules = {
+    "S3 conditional conflict on a rewrite": _fails(
+        "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-match": ""}
+    )
+}
 SWEEP: Rules = {
     "SQS throttles a batch of sends": _fails("RequestThrottled", 400, service="sqs", operation="SendMessageBatch"),
     "SQS batch of sends done, answer lost": {"service": "sqs", "operation": "SendMessageBatch", **_LOST},
