@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.children import Model
 from bench.speech import Recording
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("whisperx", "faster-whisper", "ctranslate2", "torch", "av", "jiwer")
 
 
@@ -48,12 +49,16 @@ def machine(device: str = "cpu") -> str:
 
 
 def revision() -> str:
-    """The commit that is checked out; "+" when files differ from it."""
-    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    """The commit that is checked out, "" when there is none to see; "+" when other files than results differ from it."""
     with suppress(OSError):
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # noqa: S603  no input
-        return told.stdout.strip()
+        changed = _git("diff", "--name-only", "HEAD", "--", ".", ":!bench/results")
+        return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603  no input
 
 
 def _version(package: str) -> str | None:
