@@ -49,7 +49,7 @@ def machine(device: str = "cpu") -> str:
 
 
 def revision() -> str:
-    """The commit that is checked out, "" when there is none to see; "+" when other files than results differ from it."""
+    """The commit that is checked out, "" without git; "+" when files differ from it, results apart."""
     with suppress(OSError):
         changed = _git("diff", "--name-only", "HEAD", "--", ".", ":!bench/results")
         return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
