@@ -56,7 +56,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def emulator(root: Path) -> Iterator[stack.Emulator]:
-    emulator = stack.start_emulator(root)
+    # Of two that start at one moment both find the usual port free, and one would be taken for the other.
+    emulator = stack.start_emulator(root, processes.free_port(0))
     yield emulator
     stack.stop(emulator.pid, grace_seconds=5)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.local import stack
+from infra.local import processes, stack
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +14,6 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if os.environ.get("CI"):
             pytest.fail(".venv-aws is missing: make install")
         pytest.skip(".venv-aws is missing: make install")
-    emulator = stack.start_emulator(tmp_path_factory.mktemp("stack"))
+    emulator = stack.start_emulator(tmp_path_factory.mktemp("stack"), processes.free_port(0))
     yield emulator.endpoint
     stack.stop(emulator.pid, grace_seconds=2)
