@@ -154,6 +154,12 @@ def _foreign_segments(world: World) -> None:
     world.store.upload(world.job(ANN, 1).output_key, json.dumps(document).encode())
 
 
+def _foreign_segment_text(world: World) -> None:
+    document = json.loads(world.body(world.job(ANN, 1).output_key))
+    document["segments"][0]["text"] = "bob says 1"
+    world.store.upload(world.job(ANN, 1).output_key, json.dumps(document).encode())
+
+
 def _session_of_an_open_one(world: World) -> None:
     world.uploads = [upload for upload in world.uploads if upload.key != ANN.manifest_key]
     world.store.delete(ANN.manifest_key)
@@ -205,6 +211,7 @@ def _upload_gone(world: World) -> None:
         (_stale_subtitles, "talk.srt: is not what its chunks make"),
         (_another_s_session, "or is another's"),
         (_foreign_segments, "says 'bob says 1', its audio 'ann says 1'"),
+        (_foreign_segment_text, "says 'bob says 1', its audio 'ann says 1'"),
         (_session_of_an_open_one, "never existed"),
         (_subtitles_alone, "talk.srt: there is no session transcript"),
         (_bad_manifest_passed_over, "nothing tells that the manifest is bad"),

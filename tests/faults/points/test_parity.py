@@ -1,8 +1,6 @@
 """The in-memory ports do what S3 and SQS do, on moto and on MiniStack."""
 
-import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import pytest
 from hypothesis import settings
@@ -10,9 +8,9 @@ from moto import mock_aws
 
 from shared.queues import Message, Queue, QueueUnavailable
 from tests.fakes import MemoryQueue
+from tests.faults.chaos.programs import eventually
 from tests.faults.points.parity import Cloud, QueueMachine, StoreMachine, cloud_at, compare, new_queue
 
-T = TypeVar("T")
 EXAMPLES, STEPS = 8, 25
 PATIENCE_SECONDS = 60.0
 
@@ -38,17 +36,9 @@ class Clock:
         return self.now
 
 
-def eventually(look: Callable[[], T]) -> T:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (found := look()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
 def received_after(queue: Queue, clock: Clock, seconds: float) -> list[Message]:
     clock.now += seconds
-    return eventually(lambda: queue.receive(most=10, wait=1, visibility=1))
+    return eventually(lambda: queue.receive(most=10, wait=1, visibility=1), "a message", seconds=PATIENCE_SECONDS)
 
 
 def test_what_was_delayed_comes(cloud: Cloud) -> None:
@@ -71,7 +61,7 @@ def test_what_nobody_renews_comes_back_and_can_still_be_deleted(cloud: Cloud) ->
         [first] = queue.receive(most=10, wait=0, visibility=2)
         [again] = received_after(queue, clock, 2)
         clock.now += 1
-        eventually(lambda: queue.backlog().visible)  # its lease is over, and nobody has received it since
+        eventually(lambda: queue.backlog().visible, "the end of its lease", seconds=PATIENCE_SECONDS)
         queue.delete(again)
         return [again.body, again.receive_count, first.receipt != again.receipt, queue.backlog()]
 
