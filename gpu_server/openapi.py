@@ -19,7 +19,7 @@ DESCRIPTIONS = {
     429: "Full; see Retry-After",
     500: "Something failed on the server",
     502: "The object store, or the other server, did not do its part",
-    503: "Loading or draining; see Retry-After",
+    503: "Loading, draining, or without room on its disk; see Retry-After",
     504: "Not done in time; the work goes on",
 }
 EVERYWHERE = (400, 401, 413, 429, 500, 503)

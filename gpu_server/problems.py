@@ -3,6 +3,7 @@
 Nothing of a caught exception's text goes out unless it was written for a client.
 """
 
+import errno
 import uuid
 from http import HTTPStatus
 
@@ -16,6 +17,9 @@ from starlette.exceptions import HTTPException
 from shared.errors import STORE_UNAVAILABLE, Contended, PermanentError, StoreUnavailable, TransientError
 
 MEDIA_TYPE = "application/problem+json"
+DISK_FULL = "disk-full"
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_ROOM_SECONDS = 30  # other jobs' files go when these are done
 logger = Logger(service="gpu-server", child=True)
 
 
@@ -68,6 +72,15 @@ def install(app: FastAPI) -> None:
         if isinstance(error, StoreUnavailable | Contended):
             return problem(502, STORE_UNAVAILABLE, "The object store did not do its part; try again.")
         return problem(500, "internal", "The server could not finish the job; try again.")
+
+    @app.exception_handler(OSError)
+    async def no_room(request: Request, error: OSError) -> JSONResponse:
+        """The audio is not to blame, and a try that was none must not count as one: busy, to whoever asks."""
+        if error.errno not in NO_ROOM:
+            raise error
+        logger.error("the disk is full", exc_info=True)
+        detail = "The server's disk has no room for this job; try again later, or give it a larger one."
+        return problem(503, DISK_FULL, detail, retry_after=NO_ROOM_SECONDS)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -4,9 +4,12 @@ The decoder is the real one; the engine is one that can be held still, at the en
 """
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from gpu_server.decode_pool import DecodePool
-from gpu_server.decoding import Limits
+from gpu_server.decode_pool import DecodePool, Work
+from gpu_server.decoding import Decoded, Limits
 from gpu_server.doors import CrowdDoor
 from gpu_server.engines import EngineFault
+from gpu_server.problems import DISK_FULL
 from gpu_server.readiness import Phase, Readiness
 from gpu_server.settings import ServerSettings
 from shared.errors import InputRefused, SettingsError
@@ -195,6 +199,31 @@ def test_bad_media_in_s3_is_recorded_and_not_tried_again(served: Served) -> None
     failure = read_failure(served.store, Job(bucket=served.store.bucket, key=KEY, etag=etag))
     assert failure is not None
     assert failure.type == "media-not-recognised"
+
+
+def no_room(source: Path, pcm: Path, limits: Limits, seconds: float) -> Decoded:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def odd_disk(source: Path, pcm: Path, limits: Limits, seconds: float) -> Decoded:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    ("work", "said", "type"), [(no_room, Said.BUSY, DISK_FULL), (odd_disk, Said.FAILED, "internal")]
+)
+def test_a_full_disk_is_not_the_audios_fault_and_no_try(
+    store: MemoryStore, tmp_path: Path, work: Work, said: Said, type: str
+) -> None:
+    pool = DecodePool(workers=1, limits=Limits(max_seconds=600), work=work)
+    served = Served(store, pool, tmp_path)
+    job = Job(bucket=store.bucket, key=KEY, etag=store.upload(KEY, HELLO.read_bytes()))
+    with closing(pool), served.client:
+        for answer in (served.from_s3(), served.upload()):
+            read = read_answer(answer)
+            assert (read.said, read.type, bool(read.retry_after)) == (said, type, said is Said.BUSY)
+        assert list(store.objects) == [job.key]
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_recordings_later_chunk_waits_for_its_first_and_is_not_recorded_as_failed(served: Served) -> None:

@@ -100,17 +100,19 @@ class Group:
 
     faults: tuple[tuple[str, Fault], ...]
     seed: int
+    small_disk: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, tell: Callable[[Ended], None]) -> None:
-        with a_system(**self.settings) as system:
+        with a_system(small_disk=self.small_disk, **self.settings) as system:
             for number, (kind, fault) in enumerate(self.faults):
                 tell(run(system, kind, fault, number=number, choice=random.Random(f"{self.seed} {number} {kind}")))
 
 
-def groups(faults: Mapping[str, Fault], *, seed: int, **settings: str) -> list[Group]:
+def groups(faults: Mapping[str, Fault], *, seed: int, small_disk: bool = False, **settings: str) -> list[Group]:
     named = list(faults.items())
-    return [Group(tuple(named[start : start + TOGETHER]), seed, settings) for start in range(0, len(named), TOGETHER)]
+    parts = [tuple(named[start : start + TOGETHER]) for start in range(0, len(named), TOGETHER)]
+    return [Group(part, seed, small_disk, settings) for part in parts]
 
 
 def run_all(groups: Sequence[Group], tell: Callable[[Ended], None]) -> None:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from shared.keys import ChunkKey, parse_key
 from shared.queues import Queue
+from tests.faults.chaos.disk import PAGE, Disk
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
 from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
 from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.producer import event
 from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
-from tests.faults.chaos.rules import AWS, DOOR, REWRITES, SWEEP
+from tests.faults.chaos.rules import AWS, DOOR, LETTERS, REWRITES, SWEEP
 from tests.faults.chaos.system import BUCKET, RECEIVES
 
 FROZEN_SECONDS = 5.0  # longer than a lease
-FULL_BYTES = 2048  # of a file, on a disk without room
-UNEXPECTED = "Something failed on the server."  # its answer to what it has no words for
+NO_ROOM = "The server's disk has no room"  # what it answers then
+IN_DECODER = "decode_here"  # in the server's log, when it was its decoder that had none
 IN_A_ROW = 5  # more than the SDK's own tries of two requests at a time would take (shared.store, shared.queues)
 MEET_SECONDS = 60.0  # in which some request must
 JUMP_SECONDS = 60.0  # in which it must
@@ -98,16 +99,50 @@ def _restart_aws(drill: Drill) -> int:
 
 
 def _disk_full(drill: Drill) -> int:
-    """No file of the server's can be written, its log neither: so it is the router's that tells."""
-
-    def refused() -> int:
-        return drill.lambdas.log.read_text().count(UNEXPECTED) if drill.lambdas.log.exists() else 0
-
-    before = refused()
-    drill.system.server.limit_files(FULL_BYTES)
+    """The server cannot even fetch the audio."""
+    before = _count(drill.lambdas.log, NO_ROOM)
+    _disk(drill).fill()
     drill.upload()
     drill.system.settle()
-    return refused() - before
+    return _count(drill.lambdas.log, NO_ROOM) - before
+
+
+def _disk_full_for_decoders(drill: Drill) -> int:
+    """There is room for a recording as it comes, and none for its samples."""
+    before = _count(drill.system.server.log, IN_DECODER)
+    recording = drill.file(1)
+    _disk(drill).fill(room=len(recording.body))
+    drill.announce(recording)
+    drill.system.settle()
+    _disk(drill).heal()
+    drill.upload()
+    return _count(drill.system.server.log, IN_DECODER) - before
+
+
+def _disk_full_for_worker(drill: Drill) -> bool:
+    """Its log ends with a page, whatever there is to say; and the server that it asks has no room either."""
+    system = drill.system
+    system.worker.stop()
+    system.batch()  # says what it did: the log has begun a page
+    drill.upload(by_queue=True)
+    system.settle()
+    _disk(drill).fill()
+    worker = system.new_worker(JOB_TIMEOUT="2")
+    worker.start()
+    full = eventually(lambda: worker.log.stat().st_size % PAGE == 0, "a log that cannot grow")
+    drill.moment()
+    worker.close()
+    system.worker.start()
+    return full
+
+
+def _disk(drill: Drill) -> Disk:
+    assert drill.system.disk
+    return drill.system.disk
+
+
+def _count(log: Path, words: str) -> int:
+    return log.read_text().count(words) if log.exists() else 0
 
 
 def _clock(program: Callable[[Drill], Program]) -> Fault:
@@ -130,9 +165,9 @@ def _clock_of_functions(drill: Drill) -> int:
 
 def _jumps(log: Path, jump: Callable[[], object]) -> int:
     """How many clocks jumped, as their programs say once they come to it."""
-    before = log.read_text().count(JUMPED) if log.exists() else 0
+    before = _count(log, JUMPED)
     jump()
-    return eventually(lambda: log.read_text().count(JUMPED) - before, "a clock that jumped", seconds=JUMP_SECONDS)
+    return eventually(lambda: _count(log, JUMPED) - before, "a clock that jumped", seconds=JUMP_SECONDS)
 
 
 def _gpu(kind: str, times: int) -> Fault:
@@ -328,6 +363,20 @@ def _of_sweep(kind: str) -> Fault:
     return fault
 
 
+def _of_letters(kind: str) -> Fault:
+    """Messages are dead; the batch run does for each what it asks for, and cannot forget it."""
+
+    def fault(drill: Drill) -> int:
+        proxy = drill.system.aws
+        before = proxy.fired()[kind]
+        _dead_letters(drill)
+        proxy.set({kind: {**LETTERS[kind], "times": IN_A_ROW}})
+        drill.system.batch()
+        return proxy.fired()[kind] - before
+
+    return fault
+
+
 PROCESSES: dict[str, Fault] = {
     "kill -9 of the server": _signalled(_server, signal.SIGKILL),
     "kill -9 of the worker": _signalled(_worker, signal.SIGKILL),
@@ -338,12 +387,16 @@ PROCESSES: dict[str, Fault] = {
     "server frozen": _frozen(_server),
     "worker frozen beyond its leases": _frozen(_worker),
     "AWS away and back": _restart_aws,
-    "disk full": _disk_full,
     "GPU full with a batch": _gpu_full_with_a_batch,
     "GPU full": _gpu("gpu full", 4),
     "GPU error": _gpu("gpu error", 2),
     "GPU broken for good": _gpu("gpu broken", 1),
     "GPU slow": _gpu("gpu slow", 3),
+}
+DISKS: dict[str, Fault] = {
+    "disk full": _disk_full,
+    "disk full for the decoders": _disk_full_for_decoders,
+    "disk full for the worker": _disk_full_for_worker,
 }
 CLOCKS: dict[str, Fault] = {
     "clock of the server jumps": _clock(_server),
@@ -366,4 +419,4 @@ EVENTS: dict[str, Fault] = {
     "invocations failed for good": _failed_invocations,
 }
 OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | REWRITES | DOOR}
-OF_AWS |= {kind: _of_sweep(kind) for kind in SWEEP}
+OF_AWS |= {kind: _of_sweep(kind) for kind in SWEEP} | {kind: _of_letters(kind) for kind in LETTERS}

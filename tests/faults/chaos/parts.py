@@ -31,6 +31,7 @@ def processes(*, rounds: int = 3, seed: int, say: Say = lambda line: None) -> Pa
     for number in range(rounds):
         jump = str(CLOCK_JUMPS[number % len(CLOCK_JUMPS)])
         work += groups(faults.CLOCKS, seed=seed + number, PYTHONPATH=CLOCK_PATH, CLOCK_JUMP_SECONDS=jump)
+        work += groups(faults.DISKS, seed=seed + number, small_disk=True)
         work += groups(kinds, seed=seed + number)
         kinds = {kind: fault for kind, fault in kinds.items() if kind not in SLOW}
     ended: list[Ended] = []

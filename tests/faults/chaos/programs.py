@@ -1,7 +1,6 @@
 """Our programs as processes: started, killed at any moment, and started again as a supervisor does."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -65,11 +64,6 @@ class Program:
             if self._process and runs:
                 self._process.send_signal(number)
             return runs
-
-    def limit_files(self, size: int) -> None:
-        """From now on no file of this process grows beyond `size` bytes: its disk is full."""
-        with suppress(ProcessLookupError):  # it is being started again, without a limit
-            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     @property
     def pid(self) -> int:

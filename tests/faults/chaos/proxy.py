@@ -1,7 +1,8 @@
-"""`python -m tests.faults.chaos.proxy UPSTREAM PORT JOURNAL`: microburst, and three things that it cannot do.
+"""`python -m tests.faults.chaos.proxy UPSTREAM PORT JOURNAL`: microburst, and four things that it cannot do.
 
 - An answer that is lost after the work was done, whatever the operation: microburst's own `abort_bytes: 0` needs an
   answer with a body, and PutObject's has none. That is the ambiguous write.
+- A batch that SQS takes but for its last entry; see `rules.IN_PART`.
 - HEAD keeps its Content-Length, without which boto3's answer has none.
 - Every object that S3 took is in JOURNAL, a line each; see `watch`.
 """
@@ -24,7 +25,10 @@ from microburst.forward import HOP_BY_HOP, ResponseFault, Upstream
 from microburst.rules import Rule
 from multidict import CIMultiDictProxy
 
+from tests.faults.chaos.rules import IN_PART
+
 CONTROL = "/_microburst"
+AWS_JSON = "application/x-amz-json-1.0"
 SECONDS = 60.0  # for an answer about itself, on a machine where all else is at work too
 OWN_FIELDS = {field.name for field in fields(Rule)} | {"rate"}  # of what a rule may say; see microburst.rules
 
@@ -41,6 +45,8 @@ class Relay(Upstream):
         mutator: ResponseFault | None = None,
         data: bytes | AsyncIterable[bytes] | None = None,
     ) -> web.StreamResponse:
+        if mutator is not None and IN_PART in mutator.set_headers:
+            return await self._in_part(request)
         is_lost = mutator is not None and mutator.abort_bytes == 0
         if not is_lost and (request.method not in ("HEAD", "PUT") or mutator):
             return await super().relay(request, body, mutator, data)
@@ -62,6 +68,23 @@ class Relay(Upstream):
             is_bare = request.method == "HEAD" and "Content-Length" in answer.headers
             length = {"Content-Length": answer.headers["Content-Length"]} if is_bare else {}
             return web.Response(status=answer.status, headers=kept | length, body=said or None)
+
+    async def _in_part(self, request: web.Request) -> web.Response:
+        assert self.session
+        asked = await request.json(loads=json.loads)
+        *some, last = asked["Entries"]
+        said: dict[str, Any] = {}
+        if some:
+            headers = self._outbound_headers(request)
+            headers.pop("content-length", None)
+            sent = json.dumps(asked | {"Entries": some})
+            async with self.session.post(self.base_url + request.path, headers=headers, data=sent) as answer:
+                said = await answer.json(content_type=None)
+                if answer.status != HTTPStatus.OK:
+                    return web.json_response(said, status=answer.status, content_type=AWS_JSON)
+        refused = {"Id": last["Id"], "SenderFault": False, "Code": "InternalError", "Message": "in part"}
+        said["Failed"] = [*said.get("Failed", ()), refused]
+        return web.json_response({"Successful": []} | said, content_type=AWS_JSON)
 
     def _note(self, request: web.Request, body: bytes, answer: CIMultiDictProxy[str]) -> None:
         """`replaced`: the ETag that a conditional write rested on."""

@@ -5,12 +5,15 @@ from typing import Any
 
 Rules = dict[str, dict[str, Any]]
 
+IN_PART = "x-in-part"  # a header of the answer that a rule asks for: the batch is to be taken but for its last entry
+
 
 def _fails(code: str, status: int, **match: Any) -> dict[str, Any]:
     return {**match, "error": {"code": code, "status": status}}
 
 
 _LOST = {"response": {"abort_bytes": 0}}  # done, and its answer lost
+_IN_PART = {"response": {"set_headers": {IN_PART: "yes"}}}  # a batch without its last entry
 
 S3: Rules = {
     "S3 SlowDown on PUT": _fails("SlowDown", 503, service="s3", operation="PutObject"),
@@ -41,10 +44,11 @@ SQS: Rules = {
     "SQS send done, answer lost": {"service": "sqs", "operation": "SendMessage", **_LOST},
     "SQS receive done, answer lost": {"service": "sqs", "operation": "ReceiveMessage", **_LOST},
     "SQS delete done, answer lost": {"service": "sqs", "operation": "DeleteMessageBatch", **_LOST},
+    "SQS deletes a batch in part": {"service": "sqs", "operation": "DeleteMessageBatch", **_IN_PART},
     "SQS connection reset": {"service": "sqs", "reset": True},
     "SQS credentials expired": _fails("ExpiredTokenException", 403, service="sqs"),
 }
-# Of requests that are too few for a rate: those that replace an output, and the sweep's.
+# Of requests that are too few for a rate: those that replace an output, the sweep's, and the letters'.
 REWRITES: Rules = {
     "S3 conditional conflict on a rewrite": _fails(
         "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-match": ""}
@@ -53,7 +57,12 @@ REWRITES: Rules = {
 SWEEP: Rules = {
     "SQS throttles a batch of sends": _fails("RequestThrottled", 400, service="sqs", operation="SendMessageBatch"),
     "SQS batch of sends done, answer lost": {"service": "sqs", "operation": "SendMessageBatch", **_LOST},
+    "SQS takes a batch of sends in part": {"service": "sqs", "operation": "SendMessageBatch", **_IN_PART},
     "S3 500 on the sweep's list": _fails("InternalError", 500, service="s3", operation="ListObjectsV2"),
+}
+LETTERS: Rules = {
+    "SQS delete of a letter fails": _fails("ServiceUnavailable", 503, service="sqs", operation="DeleteMessage"),
+    "SQS delete of a letter done, answer lost": {"service": "sqs", "operation": "DeleteMessage", **_LOST},
 }
 BUS: Rules = {"EventBridge 503": _fails("ServiceUnavailable", 503, service="events", operation="PutEvents")}
 AWS: Rules = S3 | SQS | BUS

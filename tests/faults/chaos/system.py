@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from infra.local import processes, stack
 from shared.server import Limits, ServerClient
 from shared.store import StoredObject
+from tests.faults.chaos.disk import Disk
 from tests.faults.chaos.lambdas import Lambdas
 from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.producer import Producer
@@ -42,11 +42,20 @@ class Queues:
 
 
 class System:
-    """Use as a context manager. `lambdas`: environments of the router. `settings`: of all our programs."""
+    """Use as a context manager.
 
-    def __init__(self, home: Path, *, lambdas: int = 3, settings: Mapping[str, str] | None = None) -> None:
+    `lambdas`: environments of the router. `disk`: that of the instance, for the temporary files of server and worker
+    and the worker's log; None: the machine's own. `settings`: of all our programs.
+    """
+
+    def __init__(
+        self, home: Path, *, lambdas: int = 3, disk: Disk | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.home = home
+        self.disk = disk
         self._lambdas = lambdas
+        self._temporary = {"TMPDIR": str(disk.folder)} if disk else {}
+        self._worker_log = (disk.folder if disk else home / "log") / "worker.log"
         self._settings = dict(settings or {})
         self._close = ExitStack()
 
@@ -99,8 +108,8 @@ class System:
     # Programs -------------------------------------------------------------------------------------------------------
 
     def new_worker(self, *arguments: str, **settings: str) -> Program:
-        environment = self.environment | LEASE | {"POLL_SECONDS": "1", "SERVER_WAIT": "60"} | settings
-        return Program("batch_worker", *arguments, environment=environment, log=self.home / "log/worker.log")
+        own = LEASE | self._temporary | {"POLL_SECONDS": "1", "SERVER_WAIT": "60"}
+        return Program("batch_worker", *arguments, environment=self.environment | own | settings, log=self._worker_log)
 
     def new_lambdas(self, size: int, **settings: str) -> Lambdas:
         log = self.home / "log/lambdas.log"
@@ -132,7 +141,8 @@ class System:
         self.aws.clear()
         self.door.clear()
         self.levers.clear()
-        self.server.limit_files(resource.RLIM_INFINITY)
+        if self.disk:
+            self.disk.heal()
 
     def settle(self) -> None:
         """Until every event was handled, or is with the failures."""
@@ -147,7 +157,7 @@ class System:
         for number in range(1, BATCHES + 1):
             if self.batch() == 0:
                 return number
-        raise AssertionError(f"not at rest after {BATCHES} batch runs: {processes.tail(self.home / 'log/worker.log')}")
+        raise AssertionError(f"not at rest after {BATCHES} batch runs: {processes.tail(self._worker_log)}")
 
     def found(self) -> Found:
         return look(self.s3, BUCKET, self.owner["AWS_ENDPOINT_URL"])
@@ -196,6 +206,7 @@ class System:
             "DECODERS": "1",
             "FAULTS_LEVERS": str(self.levers.folder),
             "FAULTS_HEARD": str(self.heard_file),
+            **self._temporary,
         }
         log = self.home / "log/server.log"
         server = Program("tests.faults.chaos.server", environment=self.environment | settings, log=log)
@@ -237,9 +248,12 @@ def verdict(found: Found, uploads: Sequence[Upload]) -> list[str]:
 
 
 @contextmanager
-def a_system(*, lambdas: int = 3, **settings: str) -> Iterator[System]:
-    """One at work, in a folder that goes with it. `settings`: of all our programs."""
-    with TemporaryDirectory(prefix="faults-") as home, System(Path(home), lambdas=lambdas, settings=settings) as system:
+def a_system(*, lambdas: int = 3, small_disk: bool = False, **settings: str) -> Iterator[System]:
+    """One at work, in a folder that goes with it. `small_disk`: see `Disk`; `settings`: of all our programs."""
+    with ExitStack() as closing:
+        home = Path(closing.enter_context(TemporaryDirectory(prefix="faults-")))
+        disk = closing.enter_context(Disk(home / "disk")) if small_disk else None
+        system = closing.enter_context(System(home, lambdas=lambdas, disk=disk, settings=settings))
         system.worker.start()
         system.warm()
         yield system

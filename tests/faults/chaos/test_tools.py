@@ -17,7 +17,7 @@ from tests.faults.chaos.impostors import IMPOSTORS, Impostor
 from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.numbers import detect, engine, spoken, text
 from tests.faults.chaos.proxy import check
-from tests.faults.chaos.rules import AWS, DOOR, REWRITES, SWEEP, at_rate
+from tests.faults.chaos.rules import AWS, DOOR, LETTERS, REWRITES, SWEEP, at_rate
 from tests.faults.chaos.watch import Watch
 from tests.faults.oracle import Upload
 
@@ -25,7 +25,7 @@ WAV_HEADER = 44  # bytes
 
 
 def test_every_rule_is_one_that_microburst_understands() -> None:
-    for kind, rule in (at_rate(AWS, 0.3) | at_rate(DOOR, 0.3) | REWRITES | SWEEP).items():
+    for kind, rule in (at_rate(AWS, 0.3) | at_rate(DOOR, 0.3) | REWRITES | SWEEP | LETTERS).items():
         check(kind, rule)
 
 
