@@ -49,7 +49,10 @@ def points(one_in: OneIn = 1, cores: int = 2) -> None:
 
 @app.command()
 def processes(rounds: Rounds = 3, seed: Seed = SEED) -> None:
-    """Kills, broken servers, a full disk, a clock that jumps, a GPU that fails: one fault a run, on real processes."""
+    """Kills, broken servers, full disks, clocks that jump, a GPU that fails: one fault a run, on real processes.
+
+    A disk of the wanted size is mounted for it: run it as root, or under `unshare --map-root-user --mount`.
+    """
     show("processes", partial(chaos_parts.processes, rounds=rounds, seed=seed, say=say), seed)
 
 
@@ -66,7 +69,7 @@ def chaos(seed: Seed = SEED) -> None:
 
 
 @app.command()
-def fuzz(seconds: Annotated[int, typer.Option(help="for each parser")] = 60, seed: Seed = SEED) -> None:
+def fuzz(seconds: Annotated[int, typer.Option(help="for each parser")] = 30, seed: Seed = SEED) -> None:
     """Requests, messages, keys, media: random, and broken."""
     show("fuzz", partial(fuzz_parts.run, seconds=seconds, seed=seed, say=say), seed)
 

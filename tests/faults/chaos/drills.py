@@ -15,7 +15,7 @@ from tests.faults.oracle import Upload
 CHUNKS = 3
 BY_QUEUE = 2  # this chunk's event asks for the batch, so that worker and queue have a part in every run
 MOMENTS = 1.5  # seconds after the uploads, in which the fault comes
-AT_ONCE = 2  # systems
+AT_ONCE = 3  # systems
 TOGETHER = 10  # runs in one system: the oracle and the sweep look at all of its bucket, each time
 
 
@@ -116,7 +116,7 @@ def groups(faults: Mapping[str, Fault], *, seed: int, small_disk: bool = False, 
 
 
 def run_all(groups: Sequence[Group], tell: Callable[[Ended], None]) -> None:
-    """Two systems at a time: a run waits more than it works."""
+    """Several systems at a time: a run waits more than it works."""
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         for future in [pool.submit(group.run, tell) for group in groups]:

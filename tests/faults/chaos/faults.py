@@ -1,40 +1,23 @@
-"""The faults of processes, of the GPU, of events and of messages, by kind; each says how often it happened."""
+"""The faults of processes, disks, clocks and the GPU, by kind; each says how often it happened."""
 
-import json
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.keys import ChunkKey, parse_key
 from shared.queues import Queue
 from tests.faults.chaos.disk import PAGE, Disk
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
-from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
 from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.producer import event
 from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
-from tests.faults.chaos.rules import AWS, DOOR, LETTERS, REWRITES, SWEEP
-from tests.faults.chaos.system import BUCKET, RECEIVES
+from tests.faults.chaos.system import BUCKET
 
 FROZEN_SECONDS = 5.0  # longer than a lease
 NO_ROOM = "The server's disk has no room"  # what it answers then
 IN_DECODER = "decode_here"  # in the server's log, when it was its decoder that had none
-IN_A_ROW = 5  # more than the SDK's own tries of two requests at a time would take (shared.store, shared.queues)
-MEET_SECONDS = 60.0  # in which some request must
 JUMP_SECONDS = 60.0  # in which it must
 JUMPED = "the clock jumped"
-AT_WORKERS = (
-    "server accepts and never answers",
-    "server hangs with the job",
-    "server resets",
-    "server says 200 and garbage",
-    "server says 401",
-    "server's health flaps",
-)
-POISON = '{"version": 99}'
-NO_AUDIO = b"<html>an error page in the place of a recording</html>"
-BAD_MANIFEST = b'{"chunkCount": "three"}'
 
 
 def _signalled(program: Callable[[Drill], Program], number: signal.Signals) -> Fault:
@@ -193,190 +176,6 @@ def _gpu_full_with_a_batch(drill: Drill) -> int:
     return 1 - drill.system.levers.left(kind)
 
 
-def _impostor(bad: Bad) -> Fault:
-    def fault(drill: Drill) -> int:
-        with Impostor(bad) as impostor:
-            drill.lambdas = drill.system.new_lambdas(CHUNKS, FAST_API_SERVER_URL=impostor.url)
-            try:
-                drill.upload()
-                eventually(drill.lambdas.is_idle, "all events are handled")
-            finally:
-                drill.lambdas.close()
-        return impostor.struck
-
-    return fault
-
-
-def _worker_at(bad: Bad) -> Fault:
-    """A worker whose server is broken, until it is replaced by one of ours."""
-
-    def fault(drill: Drill) -> int:
-        system = drill.system
-        system.worker.stop()
-        drill.upload(by_queue=True)
-        system.settle()
-        with Impostor(bad) as impostor:
-            brief = {"JOB_TIMEOUT": "2", "SERVER_WAIT": "2", "DRAIN_TIMEOUT": "1"}  # seconds
-            worker = system.new_worker(FAST_API_SERVER_URL=impostor.url, **brief)
-            worker.start()
-            eventually(lambda: impostor.struck, "the worker meets its server")
-            drill.moment()
-            worker.close()
-        system.worker.start()
-        return impostor.struck
-
-    return fault
-
-
-def _lost_event(drill: Drill) -> int:
-    drill.upload(unannounced=[drill.choice.randint(1, CHUNKS)])
-    return 1
-
-
-def _late_manifest(drill: Drill) -> int:
-    drill.upload(manifest=None)
-    drill.system.settle()
-    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
-    return 1
-
-
-def _lost_manifest_event(drill: Drill) -> int:
-    drill.upload(manifest=None)
-    drill.system.producer.manifest(drill.session, CHUNKS)
-    return 1
-
-
-def _wrong_manifest(drill: Drill) -> int:
-    """It says one chunk too many, and then what is true."""
-    drill.upload(manifest=CHUNKS + 1)
-    drill.moment()
-    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
-    return 1
-
-
-def _bad_manifest(drill: Drill) -> int:
-    """Nobody can tell how many chunks there are, until a better one comes."""
-    drill.upload(manifest=None)
-    drill.announce(drill.system.producer.raw(drill.session.manifest_key, BAD_MANIFEST))
-    drill.system.settle()
-    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
-    return drill.session.error_key in drill.system.found().objects
-
-
-def _no_audio(drill: Drill) -> int:
-    """A chunk more, that nobody can hear: its failure is recorded, and the session has a gap."""
-    drill.upload(manifest=CHUNKS + 1)
-    key = f"{drill.session.audio_prefix}chunk-{CHUNKS + 1:03}.wav"
-    drill.announce(drill.system.producer.raw(key, NO_AUDIO, says=""))
-    drill.system.settle()
-    drill.system.batch()
-    names = parse_key(key)
-    assert isinstance(names, ChunkKey)
-    return names.error_key in drill.system.found().objects
-
-
-def _overwritten(drill: Drill) -> int:
-    drill.upload()
-    drill.moment()
-    drill.announce(drill.chunk(drill.choice.randint(1, CHUNKS), version=2))
-    return 1
-
-
-def _events_of_the_past(drill: Drill) -> int:
-    """A chunk is recorded anew, and only then the event of the version before comes."""
-    index = drill.choice.randint(1, CHUNKS)
-    old = drill.chunk(index)
-    new = drill.chunk(index, version=2)
-    for other in set(range(1, CHUNKS + 1)) - {index}:
-        drill.announce(drill.chunk(other))
-    drill.announce(drill.system.producer.manifest(drill.session, CHUNKS))
-    drill.announce(new)
-    drill.moment()
-    drill.announce(old)
-    return 1
-
-
-def _poison(drill: Drill) -> int:
-    """A message that nobody can read, between others."""
-    drill.system.sqs.send_message(QueueUrl=drill.system.queues.jobs, MessageBody=POISON)
-    drill.upload()
-    return 1
-
-
-def _dead_letters(drill: Drill) -> int:
-    """Messages that somebody received again and again, and never deleted."""
-    system = drill.system
-    system.worker.stop()
-    drill.upload(by_queue=True)
-    system.settle()
-    dead, jobs = Queue(system.sqs, system.queues.dead), Queue(system.sqs, system.queues.jobs)
-    before = dead.backlog().visible
-    for _ in range((RECEIVES + 1) * CHUNKS * 2):
-        jobs.receive(most=10, wait=0, visibility=0)
-    letters = dead.backlog().visible - before
-    system.worker.start()
-    return letters
-
-
-def _failed_invocations(drill: Drill) -> int:
-    """An event that three tries did not handle is with the failure destination."""
-    record = json.dumps({"version": "1.0", "requestPayload": {"events": []}})
-    drill.system.sqs.send_message(QueueUrl=drill.system.queues.failures, MessageBody=record)
-    lambdas = drill.lambdas
-    drill.lambdas = drill.system.new_lambdas(2, SQS_QUEUE_URL=drill.system.queues.jobs + "-gone")
-    try:
-        drill.upload(by_queue=True)
-        eventually(drill.lambdas.is_idle, "all events are handled")
-        return drill.lambdas.failures
-    finally:
-        drill.lambdas.close()
-        drill.lambdas = lambdas
-
-
-def _of_aws(kind: str) -> Fault:
-    """The first few requests that fit, one after the other."""
-
-    def fault(drill: Drill) -> int:
-        proxy = drill.system.door if kind in DOOR else drill.system.aws
-        before = proxy.fired()[kind]
-        proxy.set({kind: {**(AWS | REWRITES | DOOR)[kind], "times": IN_A_ROW}})
-        drill.upload()
-        drill.system.settle()
-        return eventually(lambda: proxy.fired()[kind] - before, f"a request that meets {kind}", seconds=MEET_SECONDS)
-
-    return fault
-
-
-def _of_sweep(kind: str) -> Fault:
-    """No event of the session comes: it is the batch run that finds it, and queues it."""
-
-    def fault(drill: Drill) -> int:
-        proxy = drill.system.aws
-        before = proxy.fired()[kind]
-        for index in range(1, CHUNKS + 1):
-            drill.chunk(index)
-        drill.system.producer.manifest(drill.session, CHUNKS)
-        proxy.set({kind: {**SWEEP[kind], "times": IN_A_ROW}})
-        drill.system.batch()
-        return proxy.fired()[kind] - before
-
-    return fault
-
-
-def _of_letters(kind: str) -> Fault:
-    """Messages are dead; the batch run does for each what it asks for, and cannot forget it."""
-
-    def fault(drill: Drill) -> int:
-        proxy = drill.system.aws
-        before = proxy.fired()[kind]
-        _dead_letters(drill)
-        proxy.set({kind: {**LETTERS[kind], "times": IN_A_ROW}})
-        drill.system.batch()
-        return proxy.fired()[kind] - before
-
-    return fault
-
-
 PROCESSES: dict[str, Fault] = {
     "kill -9 of the server": _signalled(_server, signal.SIGKILL),
     "kill -9 of the worker": _signalled(_worker, signal.SIGKILL),
@@ -403,20 +202,3 @@ CLOCKS: dict[str, Fault] = {
     "clock of the worker jumps": _clock(_worker),
     "clock of the functions jumps": _clock_of_functions,
 }
-SERVERS: dict[str, Fault] = {kind: _impostor(answer) for kind, answer in IMPOSTORS.items()}
-WORKERS: dict[str, Fault] = {f"worker's {kind}": _worker_at(IMPOSTORS[kind]) for kind in AT_WORKERS}
-EVENTS: dict[str, Fault] = {
-    "event lost": _lost_event,
-    "manifest late": _late_manifest,
-    "manifest's event lost": _lost_manifest_event,
-    "manifest wrong at first": _wrong_manifest,
-    "manifest unreadable at first": _bad_manifest,
-    "chunk that is no audio": _no_audio,
-    "chunk overwritten": _overwritten,
-    "event of an overwritten version late": _events_of_the_past,
-    "message that nobody can read": _poison,
-    "messages dead": _dead_letters,
-    "invocations failed for good": _failed_invocations,
-}
-OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | REWRITES | DOOR}
-OF_AWS |= {kind: _of_sweep(kind) for kind in SWEEP} | {kind: _of_letters(kind) for kind in LETTERS}

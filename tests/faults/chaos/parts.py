@@ -7,6 +7,8 @@ from dataclasses import replace
 from tests.faults.chaos import faults, storm
 from tests.faults.chaos.deployed import killed_functions
 from tests.faults.chaos.drills import Ended, Group, groups, run_all
+from tests.faults.chaos.faults_of_events import EVENTS
+from tests.faults.chaos.faults_of_services import OF_AWS, SERVERS, WORKERS
 from tests.faults.chaos.impostors import SLOW
 from tests.faults.chaos.storm import Shape, Storm
 from tests.faults.chaos.system import a_system
@@ -26,7 +28,7 @@ def processes(*, rounds: int = 3, seed: int, say: Say = lambda line: None) -> Pa
 
     The few that take two minutes are in the first round only.
     """
-    kinds = faults.PROCESSES | faults.SERVERS | faults.WORKERS | faults.EVENTS | faults.OF_AWS
+    kinds = faults.PROCESSES | SERVERS | WORKERS | EVENTS | OF_AWS
     work: list[Group] = []
     for number in range(rounds):
         jump = str(CLOCK_JUMPS[number % len(CLOCK_JUMPS)])

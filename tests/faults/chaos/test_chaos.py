@@ -11,7 +11,8 @@ import pytest
 
 from tests.faults.chaos import storm
 from tests.faults.chaos.drills import run
-from tests.faults.chaos.faults import PROCESSES, SERVERS
+from tests.faults.chaos.faults import PROCESSES
+from tests.faults.chaos.faults_of_services import SERVERS
 from tests.faults.chaos.storm import SMALL
 from tests.faults.chaos.system import System, a_system
 

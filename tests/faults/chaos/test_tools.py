@@ -1,6 +1,8 @@
 """The tools of the fault runs: what they inject is what they say."""
 
+import errno
 import json
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,7 @@ from gpu_server.engines import SAMPLE_RATE, Options, Window
 from shared.jobs import Job
 from shared.keys import Session
 from tests.fakes import transcript_for
+from tests.faults.chaos.disk import PAGE, Disk
 from tests.faults.chaos.impostors import IMPOSTORS, Impostor
 from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.numbers import detect, engine, spoken, text
@@ -81,6 +84,22 @@ def test_only_those_who_meet_what_is_bad_count() -> None:
     with Impostor(IMPOSTORS["server's health flaps"]) as bad:
         assert [httpx.get(f"{bad.url}/health").status_code for _ in range(4)] == [200, 503, 200, 503]
         assert bad.struck == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
+def test_a_full_disk_has_the_room_that_was_left_and_no_more(tmp_path: Path) -> None:
+    with Disk(tmp_path / "disk") as disk:
+        for room in (0, 1, PAGE, PAGE + 1):
+            disk.fill(room=room)
+            left = -(-room // PAGE) * PAGE
+            (disk.folder / "room").write_bytes(bytes(left))
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                (disk.folder / "more").write_bytes(b"x")
+            disk.heal()
+            (disk.folder / "more").write_bytes(bytes(10 * PAGE))
+            (disk.folder / "more").unlink()
+            (disk.folder / "room").unlink()
+    assert not list((tmp_path / "disk").iterdir())
 
 
 def test_what_was_wrong_for_an_instant_is_seen(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ BOMB_HOURS = 24
 Say = Callable[[str], None]
 
 
-def run(*, seconds: int = 60, seed: int, say: Say = lambda line: None) -> Part:
+def run(*, seconds: int = 30, seed: int, say: Say = lambda line: None) -> Part:
     """`seconds`: of coverage-guided fuzzing, for each parser."""
     rows: list[Row] = []
     kinds = Counter[str]()

@@ -36,6 +36,7 @@ from shared.queues import RECEIVE_CONFIG, SEND_CONFIG, Message, Queue
 from shared.server import ServerClient
 from shared.store import CLIENT_CONFIG, S3Store, StoredObject
 from tests.faults.oracle import Found, Upload
+from tests.faults.points.fleet import LARGEST, SERVER_TAG, Clients
 from tests.faults.points.house import House, serve
 from tests.faults.points.plan import Kind, Life, Plan
 from tests.faults.points.stage import NUMBERS
@@ -45,6 +46,7 @@ REGION = "us-east-2"
 API_KEY = "correct horse"
 SECONDS = 0.5  # of audio in a chunk
 QUEUES = ("jobs", "failures", "dlq")
+ACTORS = ("router", "launcher", "worker", "server")
 MOST_RECEIVES = 5
 BACK_AT_ONCE = 60  # seconds: nobody waits for a message that is given back
 EMPTY_POLLS = 3  # in a row: nobody works on what is hidden, and it would come back some time
@@ -65,6 +67,7 @@ class Wire:
             return made
 
         self.s3, self.events = client("s3", CLIENT_CONFIG), client("events", CLIENT_CONFIG)
+        self.clients = Clients(*(client(service, CLIENT_CONFIG) for service in Clients._fields))
         self.sending, self.receiving = client("sqs", SEND_CONFIG), client("sqs", RECEIVE_CONFIG)
 
     def _send(self, request: AWSPreparedRequest, event_name: str, **_: Any) -> None:
@@ -75,8 +78,8 @@ class Wire:
                 return
             raise lost  # as often as the SDK tries
         assert self.life
-        operation = event_name.rpartition(".")[2]
-        kind = self.life.arrive(name_of(request, operation))
+        _, service, operation = event_name.split(".")
+        kind = self.life.arrive(name_of(request, service, operation))
         if kind is None:
             return
         self._struck[id] = kind
@@ -92,24 +95,28 @@ class Wire:
         raise lost
 
 
-def name_of(request: AWSPreparedRequest, operation: str) -> str:
+def name_of(request: AWSPreparedRequest, service: str, operation: str) -> str:
     """The call's name, as the in-memory ports give it."""
     url = urlsplit(request.url)
-    match operation:
-        case "PutEvents":
-            return operation
-        case "ListObjectsV2":
+    match service, operation:
+        case "s3", "ListObjectsV2":
             prefixes = parse_qs(url.query, keep_blank_values=True)["prefix"]
             return f"{operation} {prefixes[0]}"
-        case "HeadObject" | "GetObject" | "PutObject":
+        case "s3", _:
             return f"{operation} {unquote(url.path).lstrip('/').partition('/')[2]}"
-    return f"{operation} {json.loads(request.body)['QueueUrl'].rpartition('-')[2]}"
+        case "sqs", _:
+            return f"{operation} {json.loads(request.body)['QueueUrl'].rpartition('-')[2]}"
+    return operation
 
 
 class Receipts:
-    """Every receipt that was given, so that a lease can end without anybody waiting for it."""
+    """Every receipt that was given, so that a lease can end without anybody waiting for it.
+
+    `waited`: seconds that polls which brought nothing would have taken.
+    """
 
     def __init__(self, sqs: Any) -> None:
+        self.waited = 0.0
         self._sqs = sqs
         self._handles: defaultdict[str, list[str]] = defaultdict(list)
         self._empty: Counter[str] = Counter()
@@ -117,8 +124,9 @@ class Receipts:
     def given(self, url: str, handles: list[str]) -> None:
         self._handles[url] += handles
 
-    def received(self, url: str, messages: list[Message]) -> None:
+    def received(self, url: str, messages: list[Message], *, wait: int) -> None:
         self.given(url, [message.receipt for message in messages])
+        self.waited += 0 if messages else wait
         self._empty[url] = 0 if messages else self._empty[url] + 1
         if self._empty[url] == EMPTY_POLLS:
             self._end(url)
@@ -143,7 +151,7 @@ class PromptQueue(Queue):
 
     def receive(self, *, most: int, wait: int, visibility: int) -> list[Message]:
         messages = super().receive(most=most, wait=0, visibility=visibility)
-        self._receipts.received(self.url, messages)
+        self._receipts.received(self.url, messages, wait=wait)
         return messages
 
     def extend(self, message: Message, seconds: int) -> None:
@@ -173,10 +181,20 @@ class Lane:
     def __init__(self, endpoint: str, transcriber: Transcriber, workspace: Path) -> None:
         session = boto3.Session(stack.ACCOUNT, stack.SECRET, region_name=REGION, botocore_session=None)
         quick = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
-        self.s3 = session.client("s3", endpoint_url=endpoint, config=quick)
-        self.sqs = session.client("sqs", endpoint_url=endpoint, config=quick)
+        services = ("s3", "sqs", "autoscaling", "ec2")
+        clients = (session.client(service, endpoint_url=endpoint, config=quick) for service in services)
+        self.s3, self.sqs, self.scaling, ec2 = clients
         self.receipts = Receipts(self.sqs)
-        self.wires = {actor: Wire(session, endpoint, self.receipts) for actor in ("router", "worker", "server")}
+        self.wires = {actor: Wire(session, endpoint, self.receipts) for actor in ACTORS}
+        self.template = f"points-{uuid4().hex}"
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        data = {"ImageId": image, "InstanceType": "g4dn.xlarge"}
+        ec2.create_launch_template(LaunchTemplateName=self.template, LaunchTemplateData=data)
+        key, _, value = SERVER_TAG.partition("=")
+        tags = [{"ResourceType": "instance", "Tags": [{"Key": key, "Value": value}]}]
+        ec2.run_instances(
+            LaunchTemplate={"LaunchTemplateName": self.template}, MinCount=1, MaxCount=1, TagSpecifications=tags
+        )
         self.transcriber = transcriber
         self.workspace = workspace
 
@@ -189,10 +207,17 @@ class AwsWorld:
         self.house = House(plan, self._serve)
         self.application: httpx.AsyncBaseTransport
         name = f"points-{uuid4().hex}"
-        self.bucket = name
+        self.bucket = self.group = name
         self.uploads: list[Upload] = []
         self.wrong: list[str] = []
         lane.s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        lane.scaling.create_auto_scaling_group(
+            AutoScalingGroupName=name,
+            MinSize=0,
+            MaxSize=LARGEST,
+            AvailabilityZones=[f"{REGION}a"],
+            LaunchTemplate={"LaunchTemplateName": lane.template},
+        )
         self._urls: dict[str, str] = {}
         for queue in reversed(QUEUES):
             attributes = {}
@@ -253,6 +278,16 @@ class AwsWorld:
 
     def server_for(self, life: Life) -> ServerClient:
         return ServerClient("http://server", api_key=API_KEY, transport=Doorway(self, life))
+
+    def clients_for(self, life: Life) -> Clients:
+        return self._wire(life).clients
+
+    def instances(self) -> list[str]:
+        answer = self._lane.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])
+        return [one["InstanceId"] for one in answer["AutoScalingGroups"][0]["Instances"]]
+
+    def clock(self) -> float:
+        return self._lane.receipts.waited
 
     def _wire(self, life: Life) -> Wire:
         wire = self._lane.wires[life.actor]

@@ -26,7 +26,7 @@ from shared.combine import Combiner, SessionTranscribed
 from shared.errors import PermanentError
 from shared.jobs import Job, Options
 from shared.keys import parse_key
-from shared.server import Answer, Health, Limits, Said
+from shared.server import Answer, Health, Limits, Said, Work
 from shared.store import Store
 from tests.faults.points.plan import Life, Plan
 from tests.gpu_server.ears import TAG, Reader, held_engine
@@ -144,6 +144,13 @@ class Door:
             return self.life.call("GET /health", lambda: Health(ready=True, alive=True), ConnectionError)
         except ConnectionError:
             return Health(ready=False, alive=False, reason="no answer")
+
+    def work(self, limits: Limits) -> Work | None:
+        """Nothing is in flight when this server answers; how much it has done so far, nobody here goes by."""
+        try:
+            return self.life.call("GET /metrics", lambda: Work(ended=0, in_flight=0), ConnectionError)
+        except ConnectionError:
+            return None
 
     def transcribe(
         self, job: Job, limits: Limits, *, route: str, wait: bool = True, new: bool = False, alone: bool = False

@@ -14,7 +14,8 @@ from shared.jobs import Job, Reason
 from shared.queues import Backlog, Message, QueueUnavailable
 from shared.store import ABSENT, ObjectInfo, Store, StoredObject
 from tests.fakes import MemoryQueue, MemoryStore
-from tests.faults.oracle import Found, Upload, regressions, wrong_outcome, wrong_session
+from tests.faults.oracle import REPORTS, Found, Upload, regressions, wrong_outcome, wrong_session
+from tests.faults.points.fleet import Clients, MemoryFleet
 from tests.faults.points.house import Door, House, samples_saying, serve
 from tests.faults.points.plan import Life, Plan
 from tests.faults.points.stage import NUMBERS
@@ -50,6 +51,8 @@ class MemoryWorld:
         self.store.hook = self._watch
         self._written: dict[str, bytes] = {}
         self.house = House(self.plan, self._serve)
+        self.fleet = MemoryFleet()
+        self.group = "group"
         self.dead_letters = MemoryQueue("memory/dlq", clock=self.clock, at_once=-1)
         self.failures = MemoryQueue("memory/failures", clock=self.clock, at_once=-1)
         self.jobs = MemoryQueue(
@@ -71,6 +74,12 @@ class MemoryWorld:
 
     def audio_of(self, chunk: int) -> bytes:
         return samples_saying(NUMBERS[chunk])
+
+    def instances(self) -> list[str]:
+        return list(self.fleet.members)
+
+    def clients_for(self, life: Life) -> Clients:
+        return self.fleet.clients_for(life)
 
     def send(self, name: str, body: str) -> None:
         self._queue(name).send_raw(body)
@@ -97,7 +106,7 @@ class MemoryWorld:
         body, before = self.store.objects[key][0], self._written.get(key)
         self._written[key] = body
         name = f"{key.rpartition('/')[2]} when it was written"
-        if key.endswith(".json"):
+        if key.endswith(".json") and not key.startswith(REPORTS):
             look = wrong_outcome if "-chunk-" in key else wrong_session
             self.wrong += [f"{name}: {wrong}" for wrong in look(key, body, self.uploads)]
             if before is not None:

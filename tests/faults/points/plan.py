@@ -17,6 +17,7 @@ T = TypeVar("T")
 CHANGES = frozenset(
     {"PutObject", "SendMessage", "SendMessageBatch", "ReceiveMessage", "ChangeMessageVisibility"}
     | {"DeleteMessage", "DeleteMessageBatch", "POST"}
+    | {"SetDesiredCapacity", "SetInstanceProtection", "TerminateInstanceInAutoScalingGroup"}
 )
 
 
@@ -58,12 +59,8 @@ def all_kinds(point: Point) -> Iterable[Kind]:
 
 
 def kinds_apart(point: Point) -> Iterable[Kind]:
-    """Those that differ in what they leave behind.
-
-    A read leaves nothing, so before and after are one; and who is killed at a read might as well have been killed after
-    its last change.
-    """
-    return Kind if point.call.partition(" ")[0] in CHANGES else (Kind.FAIL_BEFORE,)
+    """Those that differ in what they leave behind: a read leaves nothing, so before and after it are one."""
+    return Kind if point.call.partition(" ")[0] in CHANGES else (Kind.FAIL_BEFORE, Kind.CRASH_BEFORE)
 
 
 class Plan:

@@ -23,7 +23,7 @@ EXAMPLES, STEPS = 200, 50  # of a machine
 def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES, say: Say = lambda line: None) -> Part:
     """All of it; or one single fault in `one_in` on the local AWS, and one first fault in `one_in` of the pairs.
 
-    All of it takes about 20 minutes for the single faults and an hour for the 130,000 pairs, on two cores.
+    All of it takes about 20 minutes for the single faults and an hour for the 300,000 pairs, on two cores.
     """
     with hushed():
         cases = singles()

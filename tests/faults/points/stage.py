@@ -3,26 +3,19 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from batch_worker.batch import Batch, Summary
-from batch_worker.drain import Drain
-from batch_worker.lease import Leases
-from batch_worker.letters import Letters
-from batch_worker.stopping import Stopping
-from batch_worker.work import Worker
+from batch_worker.capacity import Occasion
 from router_lambda.route import Router
-from shared.combine import Combiner, SessionTranscribed
 from shared.errors import TransientError
 from shared.jobs import Job, JobMessage, Reason
 from shared.keys import Session
-from shared.queues import Queue
-from shared.server import ServerClient
-from shared.store import Store
 from shared.transcript import Transcript
 from tests.faults.oracle import Found, Upload, outcome, violations
+from tests.faults.points import programs
 from tests.faults.points.plan import Crash, Life, Plan, missed
+from tests.faults.points.programs import Ports
 
 CHUNKS = (1, 2, 3)
 NUMBERS = {1: 101, 2: 202, 3: 303}  # what is said in each
@@ -32,23 +25,18 @@ LAMBDA_SECONDS = 120.0
 MOST_RUNS = 6  # of one program until it ends without a fault: two faults spoil two
 
 
-class World(Protocol):
-    """What no crash takes away, and ways to it for one life of an actor.
+class World(Ports, Protocol):
+    """What no crash takes away.
 
     `uploads`: what came into the bucket from outside, in order. `wrong`: what it saw go wrong meanwhile, if it can see.
     """
 
-    bucket: str
     uploads: list[Upload]
     wrong: list[str]
 
     def put(self, key: str, body: bytes) -> str: ...
     def found(self) -> Found: ...
     def let_leases_end(self) -> None: ...
-    def store_for(self, life: Life) -> Store: ...
-    def queue_for(self, life: Life, name: str) -> Queue: ...
-    def publisher_for(self, life: Life) -> Callable[[SessionTranscribed], None]: ...
-    def server_for(self, life: Life) -> ServerClient: ...
     def audio_of(self, chunk: int) -> bytes: ...
     def send(self, name: str, body: str) -> None: ...
 
@@ -81,7 +69,7 @@ class Stage:
         """An asynchronous invocation: two retries, then the failure destination."""
         for _ in range(LAMBDA_TRIES):
             try:
-                router = self._router = self._router or self._new_router()
+                router = self._router = self._router or programs.router(self.world, Life(self.plan, "router"))
                 router.handle(event, remaining=lambda: LAMBDA_SECONDS)
                 return
             except Crash:
@@ -102,23 +90,22 @@ class Stage:
     def drain(self) -> None:
         """The queue and the letters, until nothing is left; no sweep, which would hide what was lost."""
 
-        def run(drain: Drain, letters: list[Letters]) -> None:
-            drain.run(until_empty=True)
-            for one in letters:
-                one.run()
+        def run(batch: Batch) -> None:
+            batch.drain.run(until_empty=True)
+            for letters in batch.letters:
+                letters.run()
 
-        self._work(run)
+        self._work(run, recorded=False)
         self._look("after the queue was drained")
 
     def batch(self, *, may_sweep: bool = False) -> None:
         """A night's whole run. Unless an event was lost altogether, its sweep has nothing to find."""
         summaries: list[Summary] = []
 
-        def run(drain: Drain, letters: list[Letters]) -> None:
-            store, publish = drain.worker.store, drain.worker.combiner._publish
-            summaries.append(Batch(drain, letters, store, partial(Combiner, store, publish), restitch=True).run())
+        def run(batch: Batch) -> None:
+            summaries.append(batch.run())
 
-        self._work(run)
+        self._work(run, recorded=True)
         self._look("after the batch run")
         if not summaries[-1].all_done or (any(one.swept for one in summaries) and not may_sweep):
             self.found += [one.text() for one in summaries]
@@ -130,15 +117,50 @@ class Stage:
         results = {upload: outcome(found, upload) for upload in self.world.uploads if upload.says}
         return [one for one, result in results.items() if isinstance(result, Transcript) and not result.is_stitched]
 
-    def _work(self, run: Callable[[Drain, list[Letters]], None]) -> None:
+    def nights(self) -> None:
+        """The launcher starts instances for what waits, and they end themselves; until a night without a fault."""
         for _ in range(MOST_RUNS):
             fired = len(self.plan.fired)
+            self._launch()
+            self._stay()
+            self.world.let_leases_end()
+            if len(self.plan.fired) == fired:
+                break
+        self._look("after the nights")
+        self.found += [f"instance {instance} never ended" for instance in self.world.instances()]
+
+    def _launch(self) -> None:
+        """The schedule's event, an asynchronous invocation like the router's."""
+        for _ in range(LAMBDA_TRIES):
+            try:
+                programs.launcher(self.world, Life(self.plan, "launcher")).run(Occasion.WINDOW)
+                return
+            except Crash:
+                pass
+            except Exception:  # whatever it raises, Lambda tries again
+                pass
+
+    def _stay(self) -> None:
+        """Whichever instance there is, its supervisor starts the worker again until the instance has ended."""
+        for _ in range(MOST_RUNS):
+            instance = next(iter(self.world.instances()), None)
+            if instance is None:
+                return
             life = Life(self.plan, "worker")
+            try:
+                with programs.worker(self.world, life) as batch:
+                    programs.stay(self.world, life, batch, instance).run()
+            except (Crash, TransientError):
+                pass
+            self.world.let_leases_end()
+
+    def _work(self, run: Callable[[Batch], None], *, recorded: bool) -> None:
+        for _ in range(MOST_RUNS):
+            fired = len(self.plan.fired)
             ended = False
             try:
-                with Leases(visibility=120, interval=3600) as leases:
-                    drain = self._new_drain(life, leases)
-                    run(drain, self._new_letters(life, drain))
+                with programs.worker(self.world, Life(self.plan, "worker"), recorded=recorded) as batch:
+                    run(batch)
                 ended = True
             except (Crash, TransientError):  # killed, or it ended with status 1: its supervisor starts it again
                 pass
@@ -156,44 +178,6 @@ class Stage:
         stored = {"key": key, "etag": etag, "size": len(body)}
         detail = {"bucket": {"name": self.world.bucket}, "object": stored}
         return {"source": "aws.s3", "detail-type": "Object Created", "detail": detail}
-
-    def _new_router(self) -> Router:
-        life = Life(self.plan, "router")
-        store = self.world.store_for(life)
-        server = self.world.server_for(life)
-        return Router(
-            store=store,
-            queue=self.world.queue_for(life, "jobs"),
-            combiner=Combiner(store, self.world.publisher_for(life)),
-            discover=lambda: [server.url],
-            connect=lambda url: server,
-            sleep=lambda seconds: None,
-        )
-
-    def _new_drain(self, life: Life, leases: Leases) -> Drain:
-        store = self.world.store_for(life)
-        stopping = Stopping(1)
-        return Drain(
-            queue=self.world.queue_for(life, "jobs"),
-            dead_letters=self.world.queue_for(life, "dlq"),
-            worker=Worker(
-                store=store,
-                combiner=Combiner(store, self.world.publisher_for(life)),
-                server=self.world.server_for(life),
-                job_seconds=60,
-                stopping=stopping,
-            ),
-            leases=leases,
-            stopping=stopping,
-            concurrency=1,
-            visibility=120,
-            poll_seconds=1,
-            server_wait=0,
-            group_messages=100,
-        )
-
-    def _new_letters(self, life: Life, drain: Drain) -> list[Letters]:
-        return [Letters(self.world.queue_for(life, name), drain, drain.dead_letters) for name in ("failures", "dlq")]
 
 
 def live(stage: Stage) -> None:
@@ -235,7 +219,16 @@ def lost(stage: Stage) -> None:
     stage.batch(may_sweep=True)
 
 
-SCENES: dict[str, Callable[[Stage], None]] = {scene.__name__: scene for scene in (live, night, letters, lost)}
+def fleet(stage: Stage) -> None:
+    """All wait for instances, which start for them, work, and end."""
+    stage.declare()
+    for chunk in CHUNKS:
+        stage.upload(chunk)
+        stage.route(stage.wish_for_batch(chunk))
+    stage.nights()
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {scene.__name__: scene for scene in (live, night, letters, lost, fleet)}
 
 
 @dataclass(frozen=True)

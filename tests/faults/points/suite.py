@@ -25,7 +25,17 @@ from tests.gpu_server.ears import Reader, held_engine
 Say = Callable[[str], None]
 TELL_EVERY = 200
 TRIES = 10
-SERVICES = {"GET": "HTTP", "POST": "HTTP", "PutEvents": "EventBridge"}  # the others by what they are about
+# Whose a call is, by a word of its name; all others are of Auto Scaling.
+SERVICES = {
+    "GET": "HTTP",
+    "POST": "HTTP",
+    "Object": "S3",
+    "Message": "SQS",
+    "Queue": "SQS",
+    "PutEvents": "EventBridge",
+    "DescribeInstances": "EC2",
+    "GetMetricData": "CloudWatch",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Results:
 
 def kind_of(fault: Fault) -> str:
     operation = fault.point.call.partition(" ")[0]
-    service = SERVICES.get(operation) or ("S3" if "Object" in operation else "SQS")
+    service = next((service for word, service in SERVICES.items() if word in operation), "Auto Scaling")
     return f"{service} {fault.kind}"
 
 

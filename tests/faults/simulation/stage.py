@@ -82,7 +82,7 @@ class Ended:
         self._error: Exception | None = None
         try:
             self._result = call(*arguments)
-        except Exception as error:
+        except Exception as error:  # it is for whoever asks for the result
             self._error = error.with_traceback(None)
 
     def result(self) -> Any:

@@ -80,8 +80,8 @@ class Task:
         self._begun = True
         try:
             self._result = self._call()
-        except Exception as error:
-            self._error = error.with_traceback(None)  # which would keep the whole schedule alive
+        except Exception as error:  # for whoever asks for the result; its traceback would keep the whole schedule alive
+            self._error = error.with_traceback(None)
         for callback in self._callbacks:
             callback(self)
         self.over.set()

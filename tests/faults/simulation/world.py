@@ -197,7 +197,7 @@ class World:
             if not self._outside.alive:
                 raise
             return False
-        except Exception as error:
+        except Exception as error:  # a finding, whatever it is
             stage.unexpected(error)
         finally:
             actor.process = self._outside
@@ -259,7 +259,7 @@ class World:
                 batch.run()
             except TransientError:  # as the program does: it says so and ends
                 pass
-            except Exception as error:
+            except Exception as error:  # a finding, whatever it is
                 stage.unexpected(error)
 
     def _crash(self) -> None:

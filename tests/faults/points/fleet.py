@@ -1,0 +1,126 @@
+"""Instances in memory, as boto3 tells of them: those of one Auto Scaling group, and a server that is always there."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from botocore.exceptions import ClientError, ConnectionClosedError
+
+from tests.faults.points.plan import Life
+
+T = TypeVar("T")
+GROUP_TAG = "tag:aws:autoscaling:groupName"
+SERVER_TAG = "role=gpu-server"
+LARGEST = 3  # instances of the group
+
+
+class Clients(NamedTuple):
+    """boto3's, or what stands for them."""
+
+    autoscaling: Any
+    ec2: Any
+    cloudwatch: Any
+
+
+@dataclass
+class MemoryFleet:
+    """The group. `members`: whether they are protected, by their ids."""
+
+    desired: int = 0
+    members: dict[str, bool] = field(default_factory=dict)
+    _started: int = 0
+
+    def set_desired(self, capacity: int) -> None:
+        self.desired = capacity
+        while len(self.members) < capacity:
+            self._started += 1
+            self.members[f"i-{self._started}"] = False
+
+    def end(self, id: str) -> None:
+        self._refuse_strangers(id)
+        del self.members[id]
+        self.desired -= 1
+
+    def protect(self, ids: Sequence[str], protected: bool) -> None:
+        for id in ids:
+            self._refuse_strangers(id)
+            self.members[id] = protected
+
+    def _refuse_strangers(self, id: str) -> None:
+        if id not in self.members:
+            raise ClientError({"Error": {"Code": "ValidationError", "Message": f"{id} is not in the group"}}, "")
+
+    def clients_for(self, life: Life) -> Clients:
+        client = _Client(self, life)
+        return Clients(client, client, client)
+
+
+@dataclass
+class _Client:
+    """One life's way to the fleet: what our programs call of Auto Scaling, EC2 and CloudWatch."""
+
+    fleet: MemoryFleet
+    life: Life
+
+    def describe_auto_scaling_groups(self, **_: Any) -> Any:
+        return self._call("DescribeAutoScalingGroups", lambda: {"AutoScalingGroups": [self._group()]})
+
+    def describe_scaling_activities(self, **_: Any) -> Any:
+        return self._call("DescribeScalingActivities", lambda: {"Activities": []})
+
+    def describe_auto_scaling_instances(self, *, InstanceIds: Sequence[str] = ()) -> Any:
+        def described() -> Any:
+            return [one for one in self._group()["Instances"] if not InstanceIds or one["InstanceId"] in InstanceIds]
+
+        return self._call("DescribeAutoScalingInstances", lambda: {"AutoScalingInstances": described()})
+
+    def set_desired_capacity(self, *, DesiredCapacity: int, **_: Any) -> None:
+        self._call("SetDesiredCapacity", lambda: self.fleet.set_desired(DesiredCapacity))
+
+    def set_instance_protection(self, *, InstanceIds: Sequence[str], ProtectedFromScaleIn: bool, **_: Any) -> None:
+        self._call("SetInstanceProtection", lambda: self.fleet.protect(InstanceIds, ProtectedFromScaleIn))
+
+    def terminate_instance_in_auto_scaling_group(self, *, InstanceId: str, **_: Any) -> None:
+        self._call("TerminateInstanceInAutoScalingGroup", lambda: self.fleet.end(InstanceId))
+
+    def describe_instances(self, *, Filters: Sequence[Mapping[str, Any]]) -> Any:
+        def described() -> Any:
+            if Filters[0]["Name"] == GROUP_TAG:
+                instances = [{"InstanceId": id, "LaunchTime": datetime.now(UTC)} for id in self.fleet.members]
+            else:
+                instances = [{"InstanceId": "i-server", "PrivateIpAddress": "10.0.0.1"}]
+            return {"Reservations": [{"Instances": instances}]}
+
+        return self._call("DescribeInstances", described)
+
+    def get_metric_data(self, *, EndTime: datetime, **_: Any) -> Any:
+        age = {"Timestamps": [EndTime], "Values": [60.0]}
+        return self._call("GetMetricData", lambda: {"MetricDataResults": [age]})
+
+    def get_paginator(self, name: str) -> "_OnePage":
+        return _OnePage(getattr(self, name))
+
+    def _group(self) -> dict[str, Any]:
+        members = [
+            {
+                "InstanceId": id,
+                "AutoScalingGroupName": "group",
+                "LifecycleState": "InService",
+                "ProtectedFromScaleIn": protected,
+            }
+            for id, protected in self.fleet.members.items()
+        ]
+        return {"DesiredCapacity": self.fleet.desired, "MinSize": 0, "MaxSize": LARGEST, "Instances": members}
+
+    def _call(self, name: str, do: Callable[[], T]) -> T:
+        return self.life.call(name, do, partial(ConnectionClosedError, endpoint_url="memory://aws"))
+
+
+@dataclass(frozen=True)
+class _OnePage:
+    call: Callable[..., Any]
+
+    def paginate(self, **arguments: Any) -> Iterator[Any]:
+        yield self.call(**arguments)
