@@ -7,12 +7,14 @@ SDKs carry keys raw; only S3 *notifications* URL-encode them, and `shared.events
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from shared.errors import RefusedKey
 
 AUDIO_EXTENSIONS = frozenset({"webm", "ogg", "opus", "mp3", "m4a", "mp4", "wav", "flac", "aac"})
 MAX_CHUNKS = 100_000  # ours; also the highest chunk number
 MAX_NAME_CHARS = 128  # of a user or session id
+REMEMBERED = 4096  # keys: a chunk's is asked about some forty times on its way through one program
 MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 OUTPUT_PREFIX = "transcripts/"
 DERIVED_FORMATS = ("srt", "vtt", "txt")
@@ -128,6 +130,7 @@ AudioKey = ChunkKey | FileKey
 ParsedKey = AudioKey | ManifestKey | IgnoredKey
 
 
+@lru_cache(REMEMBERED)
 def parse_key(key: str) -> ParsedKey:
     """Say what the object `key` is.
 

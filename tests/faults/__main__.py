@@ -42,9 +42,9 @@ def simulation(schedules: int = 1_000_000, cores: int = 2, seed: Seed = simulate
 
 
 @app.command()
-def points(one_in: OneIn = 1, cores: int = 2) -> None:
+def points(one_in: OneIn = 1, processes: int = points_run.PROCESSES) -> None:
     """A fault at every external call of a session, alone and in pairs."""
-    show("points", partial(points_run.run, one_in=one_in, processes=cores, say=say), SEED)
+    show("points", partial(points_run.run, one_in=one_in, processes=processes, say=say), SEED)
 
 
 @app.command()

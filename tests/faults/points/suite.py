@@ -25,6 +25,7 @@ from tests.gpu_server.ears import Reader, held_engine
 Say = Callable[[str], None]
 TELL_EVERY = 200
 TRIES = 10
+MEMORY = Path("/dev/shm")
 # Whose a call is, by a word of its name; all others are of Auto Scaling.
 SERVICES = {
     "GET": "HTTP",
@@ -87,9 +88,14 @@ def until_they_strike(case: Case, workspace: Path) -> Run:
     return run
 
 
+def workspace() -> tempfile.TemporaryDirectory[str]:
+    """In memory where there is such a folder: each run writes some files, and there are hundreds of thousands."""
+    return tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
+
+
 def singles() -> list[Case]:
     """Every call of every scene with every fault."""
-    with tempfile.TemporaryDirectory() as folder:
+    with workspace() as folder:
         calm = {scene: in_memory(Case(scene, ()), Path(folder)) for scene in SCENES}
     assert not any(run.found for run in calm.values()), calm
     return [Case(scene, (fault,)) for scene, run in calm.items() for fault in run.plan.later_faults(all_kinds)]
@@ -126,7 +132,7 @@ def listening() -> Iterator[Transcriber]:
 
 def on_emulator(cases: Iterable[Case], endpoint: str, *, lanes: int = 1) -> Iterator[Run]:
     """Run the cases there, in no order."""
-    with tempfile.TemporaryDirectory() as folder, listening() as transcriber, no_backoff():
+    with workspace() as folder, listening() as transcriber, no_backoff():
         free: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(lanes):
             free.put(Lane(endpoint, transcriber, Path(folder)))
@@ -146,7 +152,7 @@ def on_emulator(cases: Iterable[Case], endpoint: str, *, lanes: int = 1) -> Iter
 def pairs_after(first: Case, *, each: int = 1, offset: int = 0) -> Results:
     """The first fault with every other that can follow it, or with one in `each` of them."""
     results = Results()
-    with tempfile.TemporaryDirectory() as folder:
+    with workspace() as folder:
         run = in_memory(first, Path(folder))
         results.add(run)
         for second in run.plan.later_faults(kinds_apart)[offset % each :: each]:
