@@ -1,6 +1,7 @@
 """The local AWS as plain functions: start it, stop it, deploy to it, and who to be when talking to it."""
 
 import configparser
+import json
 import os
 import platform
 import shutil
@@ -221,8 +222,10 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], emulator: Emulator) ->
         if process.poll() is not None:
             raise StackError(f"the local AWS exited (status {process.returncode}):\n{processes.tail(emulator.log)}")
         try:
-            with urllib.request.urlopen(f"{emulator.endpoint}/_ministack/health", timeout=2):  # noqa: S310  loopback
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(processes.POLL_SECONDS)
+            with urllib.request.urlopen(f"{emulator.endpoint}/_ministack/health", timeout=2) as answer:  # noqa: S310  loopback
+                if json.load(answer).get("ready_scripts", {}).get("pid") == emulator.pid:
+                    return  # not another one, which was faster to the same port: ours ends then
+        except (urllib.error.URLError, OSError, ValueError):
+            pass
+        time.sleep(processes.POLL_SECONDS)
     raise StackError(f"the local AWS did not answer within {START_SECONDS} s:\n{processes.tail(emulator.log)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from infra.local import stack
+from infra.local import processes, stack
 from tests.infra.conftest import REGION, Step
 
 
@@ -44,6 +44,16 @@ def test_state_survives_a_restart_and_a_taken_port_is_no_obstacle(root: Path, tm
     finally:
         assert stack.stop(second.pid)
     assert not stack.is_emulator(second.pid)
+
+
+@pytest.mark.integration
+def test_what_another_emulator_answers_is_not_taken_for_our_own(
+    emulator: stack.Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(emulator.endpoint.rpartition(":")[2])
+    monkeypatch.setattr(processes, "free_port", lambda preferred: port)  # as it was when both looked for one
+    with pytest.raises(stack.StackError, match="already in use"):
+        stack.start_emulator(tmp_path)
 
 
 def test_only_an_emulator_is_stopped() -> None:

@@ -1,5 +1,7 @@
 """Starts the emulator; its environment says where and how (see infra/local/stack.py)."""
 
+import os
+
 from infra.local.emulator.patching import require_version
 
 
@@ -12,6 +14,7 @@ def main() -> None:
 
     for service in (autoscaling, cloudwatch, ec2, eventbridge, lambda_, scheduler, sqs):
         service.install()
+    app._ready_scripts_state["pid"] = os.getpid()  # its health says all of that: who asks for it knows who answers
     app.main()
 
 
