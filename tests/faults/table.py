@@ -1,7 +1,10 @@
 """What a part of the fault suite hands back: its rows of the table, and which kinds of fault fired how often."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+Say = Callable[[str], None]  # tells how far a part is
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from cli.local import QUEUE_PREFIX, LocalStack
 from infra.local import stack
 from shared.keys import Session
 from tests.infra.test_destroy import everything
-from tests.integration.conftest import DATA, System, eventually
+from tests.integration.conftest import DATA, System
+from tests.patience import eventually
 
 pytestmark = pytest.mark.integration
 

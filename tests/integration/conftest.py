@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -17,21 +16,9 @@ from infra.local import stack
 from shared.keys import Session
 from shared.transcript import Transcript, read_transcript
 
-T = TypeVar("T")
 StartWorker = Callable[..., subprocess.Popen[bytes]]
 DATA = Path(__file__).parents[1] / "data"
-PATIENCE_SECONDS = 120.0
 LOG_GROUP = f"/aws/lambda/{QUEUE_PREFIX}-router"
-
-
-def eventually(look: Callable[[], T | None], what: str, *, seconds: float = PATIENCE_SECONDS) -> T:
-    """What `look` finds, once it finds something; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds:.0f} s: {what}")
 
 
 @dataclass

@@ -13,7 +13,8 @@ import pytest
 from infra.local import processes, stack
 from shared.keys import Session
 from shared.transcript import SessionRef
-from tests.integration.conftest import DATA, System, eventually
+from tests.integration.conftest import DATA, System
+from tests.patience import eventually
 
 pytestmark = pytest.mark.integration
 

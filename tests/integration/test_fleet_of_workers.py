@@ -21,9 +21,10 @@ from shared.keys import Session
 from shared.queues import Queue
 from shared.server import Limits, Said, ServerClient
 from tests.imds import FakeImds
-from tests.integration.conftest import PATIENCE_SECONDS, StartWorker, System, eventually
+from tests.integration.conftest import StartWorker, System
 from tests.integration.overheard import Overheard
 from tests.integration.test_worker_process import LEASE, transcriptions
+from tests.patience import PATIENCE_SECONDS, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("empty_queues")]
 

@@ -16,7 +16,8 @@ from cli.local import BUCKET
 from shared.keys import Session
 from shared.transcript import SessionRef, Transcript
 from tests.gpu_server import media
-from tests.integration.conftest import DATA, System, eventually
+from tests.integration.conftest import DATA, System
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("empty_queues")]
 numbers = itertools.count(1)

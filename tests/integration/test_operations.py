@@ -27,7 +27,8 @@ from shared.keys import Session
 from shared.queues import Queue
 from shared.store import S3Store
 from tests.fakes import transcript_for
-from tests.integration.conftest import System, eventually
+from tests.integration.conftest import System
+from tests.patience import eventually
 
 pytestmark = pytest.mark.integration
 

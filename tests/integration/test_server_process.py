@@ -17,7 +17,8 @@ import pytest
 
 from cli.demo import NORMALIZE
 from infra.local import processes, stack
-from tests.integration.conftest import DATA, PATIENCE_SECONDS
+from tests.integration.conftest import DATA
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.integration
 START_SECONDS = 120

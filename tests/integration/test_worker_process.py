@@ -10,8 +10,9 @@ import pytest
 from shared.jobs import Job, Reason
 from shared.keys import Session
 from shared.queues import Queue
-from tests.integration.conftest import DATA, StartWorker, System, eventually
+from tests.integration.conftest import DATA, StartWorker, System
 from tests.integration.overheard import Overheard
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("empty_queues")]
 

@@ -12,8 +12,9 @@ from shared.keys import Session
 from shared.server import Limits, ServerClient
 from tests.faults.chaos.drills import CHUNKS, Ended
 from tests.faults.chaos.producer import Producer
-from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
+from tests.faults.chaos.programs import Program, children, signal_quietly
 from tests.faults.chaos.system import BATCHES, look, verdict
+from tests.patience import eventually
 
 KIND = "kill -9 of a deployed function"
 

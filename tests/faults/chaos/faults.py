@@ -10,8 +10,9 @@ from tests.faults.chaos.disk import PAGE, Disk
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
 from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.producer import event
-from tests.faults.chaos.programs import Program, children, eventually, signal_quietly
+from tests.faults.chaos.programs import Program, children, signal_quietly
 from tests.faults.chaos.system import BUCKET
+from tests.patience import eventually
 
 FROZEN_SECONDS = 5.0  # longer than a lease
 NO_ROOM = "The server's disk has no room"  # what it answers then

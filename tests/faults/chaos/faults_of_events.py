@@ -5,8 +5,8 @@ import json
 from shared.keys import ChunkKey, parse_key
 from shared.queues import Queue
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
-from tests.faults.chaos.programs import eventually
 from tests.faults.chaos.system import RECEIVES
+from tests.patience import eventually
 
 POISON = '{"version": 99}'
 NO_AUDIO = b"<html>an error page in the place of a recording</html>"

@@ -3,8 +3,8 @@
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
 from tests.faults.chaos.faults_of_events import bury
 from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
-from tests.faults.chaos.programs import eventually
 from tests.faults.chaos.rules import AWS, DOOR, LETTERS, REWRITES, SWEEP
+from tests.patience import eventually
 
 IN_A_ROW = 5  # more than the SDK's own tries of two requests at a time would take (shared.store, shared.queues)
 MEET_SECONDS = 60.0  # in which some request must

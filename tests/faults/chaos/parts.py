@@ -1,7 +1,7 @@
 """The parts of `make faults` that run on real processes, with their rows of the table."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from tests.faults.chaos import faults, storm
@@ -12,15 +12,13 @@ from tests.faults.chaos.faults_of_services import OF_AWS, SERVERS, WORKERS
 from tests.faults.chaos.impostors import SLOW
 from tests.faults.chaos.storm import Shape, Storm
 from tests.faults.chaos.system import a_system
-from tests.faults.table import Part, Row
+from tests.faults.table import Part, Row, Say
 
 RUNS = 200
 LAMBDAS = 4  # environments of the router in the great runs
 CLOCK_JUMPS = (3 * 3600.0, -3 * 3600.0)  # seconds
 CLOCK_PATH = "tests/faults/chaos/clock"
 AWS_SHAPE = Shape(sessions=10, chunks=10, deliveries=2, seconds=60.0, overwritten=5, late=2)
-
-Say = Callable[[str], None]
 
 
 def processes(*, rounds: int = 3, seed: int, say: Say = lambda line: None) -> Part:

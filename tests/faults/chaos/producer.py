@@ -28,19 +28,16 @@ class Producer:
     def chunk(self, session: Session, numbers: Numbers) -> Upload:
         """`numbers`: the session's, the chunk's, and its version's."""
         body = spoken(numbers)
-        return self._put(f"{session.audio_prefix}chunk-{numbers[1]:03}.wav", body, text(numbers))
+        return self.raw(f"{session.audio_prefix}chunk-{numbers[1]:03}.wav", body, text(numbers))
 
     def file(self, key: str, numbers: Numbers) -> Upload:
-        return self._put(key, spoken(numbers), text(numbers))
+        return self.raw(key, spoken(numbers), text(numbers))
 
     def manifest(self, session: Session, count: int) -> Upload:
-        return self._put(session.manifest_key, json.dumps({"chunkCount": count}).encode(), None)
+        return self.raw(session.manifest_key, json.dumps({"chunkCount": count}).encode())
 
     def raw(self, key: str, body: bytes, says: str | None = None) -> Upload:
         """Whatever it is. `says`: "" for what should be audio and is none."""
-        return self._put(key, body, says)
-
-    def _put(self, key: str, body: bytes, says: str | None) -> Upload:
         upload = Upload(key, hashlib.md5(body, usedforsecurity=False).hexdigest(), body, says)
         with self._lock:
             self._uploads.append(upload)

@@ -5,27 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from infra.local import processes
-
-PATIENCE_SECONDS = 600.0  # the suite may share its machine with anything
-POLL_SECONDS = 0.1
-T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T | None], what: str, *, seconds: float = PATIENCE_SECONDS) -> T:
-    """What `look` finds, once it finds something; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(POLL_SECONDS)
-    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+from tests.patience import PATIENCE_SECONDS, POLL_SECONDS
 
 
 class Program:

@@ -11,10 +11,10 @@ from functools import partial
 
 from shared.keys import Session
 from tests.faults.chaos.producer import event, forced
-from tests.faults.chaos.programs import POLL_SECONDS
 from tests.faults.chaos.rules import AWS, DOOR, S3, SQS, Rules, at_rate
 from tests.faults.chaos.system import BUCKET, System
 from tests.faults.oracle import Upload, transcribed
+from tests.patience import POLL_SECONDS
 
 UNDER_FIRE = 4  # batch runs that may try while the faults go on
 OUTAGE = "S3 503 for a while"

@@ -22,10 +22,11 @@ from tests.faults.chaos.disk import Disk
 from tests.faults.chaos.lambdas import Lambdas
 from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.producer import Producer
-from tests.faults.chaos.programs import PATIENCE_SECONDS, Program, eventually
+from tests.faults.chaos.programs import Program
 from tests.faults.chaos.proxy import FaultProxy
 from tests.faults.chaos.watch import Watch
 from tests.faults.oracle import Found, Upload, transcribed, violations
+from tests.patience import PATIENCE_SECONDS, eventually
 
 BUCKET = "chaos-audio"
 REGION = "us-east-2"

@@ -35,15 +35,19 @@ class Watch:
         self._before = len(self._read())
 
     def written(self) -> list[Write]:
-        return [write for write in self._read()[self._before :] if write.is_output]
+        return self._outputs(self._read())
 
     def wrong(self, uploads: Sequence[Upload]) -> list[str]:
         """What any of them said that it must not, and what it replaced that was newer."""
-        bodies = {(write.key, write.etag): write.body for write in self._read()}
-        written = self.written()
+        journal = self._read()
+        bodies = {(write.key, write.etag): write.body for write in journal}
+        written = self._outputs(journal)
         if not written:
             return ["nothing was written, or the journal missed it"]
         return [wrong for write in written for wrong in _wrong(write, bodies, uploads)]
+
+    def _outputs(self, journal: Sequence[Write]) -> list[Write]:
+        return [write for write in journal[self._before :] if write.is_output]
 
     def _read(self) -> list[Write]:
         lines = [json.loads(line) for line in self._journal.read_text().splitlines()]

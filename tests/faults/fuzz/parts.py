@@ -1,7 +1,7 @@
 """The long version of fuzzing, with its rows of the table."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +13,12 @@ from tests.faults.fuzz.broken import Case
 from tests.faults.fuzz.judge import LIMITS, MEMORY_BYTES, TIMEOUT_S, Decode, Verdicts, judge, trap
 from tests.faults.fuzz.seeds import seeds
 from tests.faults.fuzz.targets import TARGETS
-from tests.faults.table import Part, Row
+from tests.faults.table import Part, Row, Say
 from tests.gpu_server.served import Served
 
 EXAMPLES = 500  # requests to each operation
 FLIPPED = 5000  # files
 BOMB_HOURS = 24
-
-Say = Callable[[str], None]
 
 
 def run(*, seconds: int = 30, seed: int, say: Say = lambda line: None) -> Part:

@@ -1,20 +1,17 @@
 """The long version of the load tests, with their rows of the table."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.faults.load.rush import OVERLOAD, Rush, Shape, percentile, real_speech, slow_numbers
-from tests.faults.table import Part, Row
+from tests.faults.table import Part, Row, Say
 
 BURST = Shape(sessions=40, chunks=25)
 SPEECH = Shape(sessions=12, chunks=10, capacity=8)
 HEALTH_S = 0.2
 REFUSAL_S = 1.0
 GROWTH_BYTES = 512 << 20
-
-Say = Callable[[str], None]
 
 
 def run(*, say: Say = lambda line: None) -> Part:

@@ -28,10 +28,11 @@ from shared.server import Limits, ServerClient
 from shared.store import CLIENT_CONFIG, S3Store
 from shared.transcript import Transcript
 from tests.faults.chaos.producer import Producer, event
-from tests.faults.chaos.programs import Program, eventually
+from tests.faults.chaos.programs import Program
 from tests.faults.chaos.system import look, verdict
 from tests.faults.load.clients import Asked, ask_health, post_jobs
 from tests.faults.oracle import Upload, outcome
+from tests.patience import eventually
 
 BUCKET, REGION = "load-audio", "us-east-2"
 DATA, FOLDERS = Path(__file__).parents[2] / "data", ("session-a", "session-b")

@@ -13,8 +13,8 @@ from moto import mock_aws
 from infra.local import stack
 from tests.faults.points.parity import QueueMachine, StoreMachine, cloud_at, compare
 from tests.faults.points.stage import Run
-from tests.faults.points.suite import TELL_EVERY, Results, Say, apart, hushed, kind_of, on_emulator, pairs, singles
-from tests.faults.table import Part, Row
+from tests.faults.points.suite import TELL_EVERY, Results, apart, hushed, kind_of, on_emulator, pairs, singles
+from tests.faults.table import Part, Row, Say
 
 PROCESSES = 3  # on two cores: each waits now and then
 EXAMPLES, STEPS = 200, 50  # of a machine

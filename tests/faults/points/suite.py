@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ from tests.faults.points.house import reading
 from tests.faults.points.memory import MemoryWorld
 from tests.faults.points.plan import Fault, Plan, all_kinds, kinds_apart, missed
 from tests.faults.points.stage import SCENES, Run, play
+from tests.faults.table import Say
 from tests.gpu_server.ears import Reader, held_engine
 
-Say = Callable[[str], None]
 TELL_EVERY = 200
 TRIES = 10
 MEMORY = Path("/dev/shm")

@@ -8,8 +8,8 @@ from moto import mock_aws
 
 from shared.queues import Message, Queue, QueueUnavailable
 from tests.fakes import MemoryQueue
-from tests.faults.chaos.programs import eventually
 from tests.faults.points.parity import Cloud, QueueMachine, StoreMachine, cloud_at, compare, new_queue
+from tests.patience import eventually
 
 EXAMPLES, STEPS = 8, 25
 PATIENCE_SECONDS = 60.0
