@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from aws_lambda_powertools import Logger
 
 from shared.combine import Combiner, Status
-from shared.errors import BadMessage, PermanentError, RefusedKey, TransientError
+from shared.errors import DISK_FULL, BadMessage, PermanentError, RefusedKey, TransientError
 from shared.events import Letter, NotAnUpload, Upload, Wake, parse_letter
 from shared.jobs import Job, JobMessage
 from shared.keys import AudioKey, ChunkKey, IgnoredKey, ManifestKey, Session, parse_key, session_of
@@ -26,6 +26,7 @@ ROUTE = "queue"
 CONNECT_SECONDS = 2.0
 BUSY_WAIT_SECONDS = 2.0  # when the server does not say how long
 MAX_BUSY_WAIT_SECONDS = 30.0
+DISK_FULL_SECONDS = 120.0  # to wait for room on the server's disk; what is too large for it never gets any
 PARALLEL_READS = 16
 GAVE_UP = "gave-up"
 
@@ -218,8 +219,8 @@ class Worker:
             return Result.TRANSCRIBED, found.outcome
         if answer.said is Said.DONE:
             answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
-        tried = answer.said not in (Said.BUSY, Said.UNTRIED) and not self.stopping.is_set()  # or the server is, too
-        if final and tried and not self._may_still_come(job, answer):
+        tried = answer.said not in (Said.BUSY, Said.UNTRIED) or answer.type == DISK_FULL  # that was all of the disk
+        if final and tried and not self.stopping.is_set() and not self._may_still_come(job, answer):
             type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
             error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
             record_failure(self.store, job, error, attempts=attempts)
@@ -233,11 +234,13 @@ class Worker:
 
     def _ask(self, post: Callable[[], Answer]) -> Answer:
         """Post, and wait while the server is busy: busy is not dead, and the queue has no better place."""
-        deadline = time.monotonic() + self.job_seconds
+        began = time.monotonic()
         while True:
             answer = post()
+            patience = min(self.job_seconds, DISK_FULL_SECONDS) if answer.type == DISK_FULL else self.job_seconds
             pause = min(answer.retry_after or BUSY_WAIT_SECONDS, MAX_BUSY_WAIT_SECONDS)
-            if answer.said is not Said.BUSY or time.monotonic() + pause > deadline or self.stopping.wait(pause):
+            is_over = time.monotonic() + pause > began + patience
+            if answer.said is not Said.BUSY or is_over or self.stopping.wait(pause):
                 return answer
 
     def _may_still_come(self, job: Job, answer: Answer) -> bool:

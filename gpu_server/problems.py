@@ -14,12 +14,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from shared.errors import STORE_UNAVAILABLE, Contended, PermanentError, StoreUnavailable, TransientError
+from shared.errors import DISK_FULL, STORE_UNAVAILABLE, Contended, PermanentError, StoreUnavailable, TransientError
 
 MEDIA_TYPE = "application/problem+json"
-DISK_FULL = "disk-full"
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-NO_ROOM_SECONDS = 30  # other jobs' files go when these are done
+NO_ROOM_SECONDS = 30  # until one asks again: the files of other jobs go when these are done
 logger = Logger(service="gpu-server", child=True)
 
 
@@ -75,10 +74,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OSError)
     async def no_room(request: Request, error: OSError) -> JSONResponse:
-        """The audio is not to blame, and a try that was none must not count as one: busy, to whoever asks."""
+        """As busy as one that is full of jobs: the audio is not to blame."""
         if error.errno not in NO_ROOM:
             raise error
-        logger.error("the disk is full", exc_info=True)
+        logger.error("the disk is full", exc_info=error)
         detail = "The server's disk has no room for this job; try again later, or give it a larger one."
         return problem(503, DISK_FULL, detail, retry_after=NO_ROOM_SECONDS)
 
@@ -90,6 +89,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM:
+            return await no_room(request, error.__cause__)  # for FastAPI, an upload that nobody can store is a bad one
         answer = problem(error.status_code, "http", str(error.detail))
         answer.headers.update(error.headers or {})  # a 405 says what is allowed
         return answer

@@ -180,7 +180,8 @@ class Service:
             del self._flights[name]
         self._ended.append(name)
         error = None if flight.cancelled() else flight.exception()
-        logger.info("job ended", extra={"key": key, "result": type(error).__name__ if error else "done"})
+        why = {"reason": str(error)} if error else {}  # there may be nobody who asked, and is told
+        logger.info("job ended", extra={"key": key, "result": type(error).__name__ if error else "done"} | why)
 
     def _run_job(self, job: Job, route: Route, write: Callable[..., Written]) -> Done:
         """The chunk writer's protocol, then the session's, in a thread of our own."""

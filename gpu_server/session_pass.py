@@ -72,10 +72,10 @@ class SessionPass:
     def run(self, session: Session, jobs: Iterable[Job]) -> list[Ended]:
         """Transcribe what has no stitched transcript yet.
 
-        Raises TransientError, and InputRefused for bad options, when all else is done.
+        Raises TransientError, OSError, and InputRefused for bad options, when all else is done.
         """
         ordered = sorted({job.key: job for job in jobs}.values(), key=index_of)
-        errors: list[RouterError] = []
+        errors: list[Exception] = []
         ended: dict[str, Ended] = {}
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="session") as pool:
 
@@ -92,7 +92,7 @@ class SessionPass:
             for group in _groups(open_jobs):
                 try:
                     made = self._hear(session, group, ordered, pool, language, last)
-                except RouterError as error:
+                except (RouterError, OSError) as error:  # OSError: no room for this group; others may be smaller
                     errors.append(error)
                     continue
                 if group[0].options.language is None:
@@ -116,7 +116,7 @@ class SessionPass:
         self,
         made: dict[str, Transcript | PermanentError],
         audio: dict[str, ObjectInfo],
-        errors: list[RouterError],
+        errors: list[Exception],
         job: Job,
     ) -> Ended | None:
         """One chunk's trouble with S3 is not the others'."""

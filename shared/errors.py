@@ -72,7 +72,9 @@ class TransientError(RouterError):
     """Try again later: nothing is wrong with the input."""
 
 
-STORE_UNAVAILABLE = "store-unavailable"  # what a server says that could not do its part for want of S3
+# What a server says that could not do its part for want of S3, or of room on its disk.
+STORE_UNAVAILABLE = "store-unavailable"
+DISK_FULL = "disk-full"
 
 
 class StoreUnavailable(TransientError):

@@ -14,7 +14,7 @@ from shared.errors import RefusedKey
 AUDIO_EXTENSIONS = frozenset({"webm", "ogg", "opus", "mp3", "m4a", "mp4", "wav", "flac", "aac"})
 MAX_CHUNKS = 100_000  # ours; also the highest chunk number
 MAX_NAME_CHARS = 128  # of a user or session id
-REMEMBERED = 4096  # keys: a chunk's is asked about some forty times on its way through one program
+REMEMBERED = 4096  # keys: each is asked about dozens of times on its way through a program
 MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 OUTPUT_PREFIX = "transcripts/"
 DERIVED_FORMATS = ("srt", "vtt", "txt")
@@ -130,13 +130,17 @@ AudioKey = ChunkKey | FileKey
 ParsedKey = AudioKey | ManifestKey | IgnoredKey
 
 
-@lru_cache(REMEMBERED)
 def parse_key(key: str) -> ParsedKey:
     """Say what the object `key` is.
 
     Raises:
         RefusedKey: audio or a manifest whose results would collide with another's, or have no valid key.
     """
+    return _parse(key)
+
+
+@lru_cache(REMEMBERED)
+def _parse(key: str) -> ParsedKey:
     if not key or key.endswith("/"):
         return IgnoredKey(key, "a folder marker")
     if match := _MANIFEST.fullmatch(key):

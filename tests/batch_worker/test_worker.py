@@ -17,10 +17,10 @@ from batch_worker.grouping import SUSPECT_RECEIVES
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
 from batch_worker.stopping import Stopping
-from batch_worker.work import Result, Unauthorized, Worker
+from batch_worker.work import GAVE_UP, Result, Unauthorized, Worker
 from shared.combine import Combiner, SessionTranscribed
-from shared.errors import InputRefused, StoreUnavailable
-from shared.jobs import Job, Reason
+from shared.errors import DISK_FULL, InputRefused, StoreUnavailable
+from shared.jobs import Job, JobMessage, Reason
 from shared.keys import Session
 from shared.outcomes import Standing, read_failure, read_outcome, record_failure, standing
 from shared.queues import Backlog, Message, QueueUnavailable
@@ -282,6 +282,35 @@ def test_a_server_that_is_busy_for_ever_does_not_hold_a_job_for_ever(night: Nigh
         drain.worker.stopping = threading.Event()
         document = night.queue.receive(most=1, wait=0, visibility=60)[0].document()
         assert drain.worker.handle(document, attempts=1) == [Result.LATER]
+
+
+def test_a_server_whose_disk_is_full_is_waited_for_but_not_for_long(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batch_worker.work.DISK_FULL_SECONDS", 0.05)
+    night.server.answers = [Answer(Said.BUSY, 503, DISK_FULL, retry_after=0.02)]
+    job = night.upload("chunk-1.webm")
+    with Leases(visibility=120, interval=30) as leases:
+        drain = night.drain(leases)
+        drain.worker.stopping = threading.Event()
+        document = json.loads(JobMessage.of(job, Reason.UNHEALTHY).to_json())
+        assert drain.worker.handle(document, attempts=1) == [Result.LATER]
+    assert len(night.server.calls) > 1
+    assert read_failure(night.store, job) is None
+
+
+def test_what_does_not_fit_the_servers_disk_even_alone_is_a_recorded_failure(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batch_worker.work.DISK_FULL_SECONDS", 0.0)
+    night.server.answers = [Answer(Said.BUSY, 503, DISK_FULL, "no room", retry_after=0.01)]
+    job = night.upload("chunk-1.webm")
+    night.dead_letters.send(job, Reason.FAILED)
+    night.try_dead_letters()
+    failure = read_failure(night.store, job)
+    assert failure is not None
+    assert (failure.type, "no room" in failure.message) == (GAVE_UP, True)
+    assert night.server.called_alone == [True]
 
 
 def test_a_long_running_worker_outlives_a_queue_that_is_away(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ The short version is this folder's tests. The same seed makes the same faults an
 they do not meet at the same instants again. Each part puts its results into bench/results/faults.md.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -51,8 +52,9 @@ def points(one_in: OneIn = 1, processes: int = points_run.PROCESSES) -> None:
 def processes(rounds: Rounds = 3, seed: Seed = SEED) -> None:
     """Kills, broken servers, full disks, clocks that jump, a GPU that fails: one fault a run, on real processes.
 
-    A disk of the wanted size is mounted for it: run it as root, or under `unshare --map-root-user --mount`.
+    Small disks are mounted for it: that takes root, or `unshare --map-root-user --mount make faults`.
     """
+    check_rights()
     show("processes", partial(chaos_parts.processes, rounds=rounds, seed=seed, say=say), seed)
 
 
@@ -82,7 +84,8 @@ def load() -> None:
 
 @app.command(name="all")
 def everything() -> None:
-    """All parts, one after the other: some hours."""
+    """All parts, one after the other: some hours. Rights as for `processes`."""
+    check_rights()
     missed = False
     for part in (simulation, points, processes, aws, chaos, fuzz, load):
         try:
@@ -95,6 +98,13 @@ def everything() -> None:
     console.print(report.table(rows))
     if missed or not rows[0].reached:
         raise typer.Exit(1)
+
+
+def check_rights() -> None:
+    """Status 2 at once, not after an hour."""
+    if os.geteuid() != 0:
+        say("the full disks are mounted, which takes root: unshare --map-root-user --mount make faults")
+        raise typer.Exit(2)
 
 
 def show(name: str, run: Callable[[], Part], seed: int) -> None:

@@ -24,15 +24,15 @@ from gpu_server.decode_pool import DecodePool, Work
 from gpu_server.decoding import Decoded, Limits
 from gpu_server.doors import CrowdDoor
 from gpu_server.engines import EngineFault
-from gpu_server.problems import DISK_FULL
 from gpu_server.readiness import Phase, Readiness
 from gpu_server.settings import ServerSettings
-from shared.errors import InputRefused, SettingsError
+from shared.errors import DISK_FULL, InputRefused, SettingsError
 from shared.jobs import Job
 from shared.outcomes import read_failure, read_outcome, record_failure
 from shared.server import Said, read_answer
 from shared.settings import load
 from tests.fakes import MemoryStore
+from tests.faults.chaos.disk import Disk
 from tests.gpu_server import media
 from tests.gpu_server.served import API_KEY, HELLO, KEY, Served
 
@@ -224,6 +224,21 @@ def test_a_full_disk_is_not_the_audios_fault_and_no_try(
             assert (read.said, read.type, bool(read.retry_after)) == (said, type, said is Said.BUSY)
         assert list(store.objects) == [job.key]
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
+@pytest.mark.parametrize("size", [100_000, 5_000_000])  # bytes; from a megabyte on the upload itself goes to the disk
+def test_an_upload_for_which_there_is_no_room_may_come_again(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    with Disk(tmp_path / "disk") as disk:
+        monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
+        disk.fill()
+        answer = served.upload(bytes(size))
+        disk.heal()
+        assert served.upload().status_code == 200
+    read = read_answer(answer)
+    assert (answer.status_code, read.said, read.type) == (503, Said.BUSY, DISK_FULL)
 
 
 def test_a_recordings_later_chunk_waits_for_its_first_and_is_not_recorded_as_failed(served: Served) -> None:

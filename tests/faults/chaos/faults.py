@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from shared.queues import Queue
@@ -103,21 +104,20 @@ def _disk_full_for_decoders(drill: Drill) -> int:
     return _count(drill.system.server.log, IN_DECODER) - before
 
 
-def _disk_full_for_worker(drill: Drill) -> bool:
-    """Its log ends with a page, whatever there is to say; and the server that it asks has no room either."""
+def _disk_full_for_workers_log(drill: Drill) -> int:
+    """It ends with a page, whatever there is to say; and the server that is asked has no room either."""
     system = drill.system
     system.worker.stop()
     system.batch()  # says what it did: the log has begun a page
     drill.upload(by_queue=True)
     system.settle()
     _disk(drill).fill()
-    worker = system.new_worker(JOB_TIMEOUT="2")
-    worker.start()
-    full = eventually(lambda: worker.log.stat().st_size % PAGE == 0, "a log that cannot grow")
-    drill.moment()
-    worker.close()
+    with closing(system.new_worker(JOB_TIMEOUT="2")) as worker:
+        worker.start()
+        eventually(lambda: worker.log.stat().st_size % PAGE == 0, "a log that cannot grow")
+        drill.moment()
     system.worker.start()
-    return full
+    return 1
 
 
 def _disk(drill: Drill) -> Disk:
@@ -196,7 +196,7 @@ PROCESSES: dict[str, Fault] = {
 DISKS: dict[str, Fault] = {
     "disk full": _disk_full,
     "disk full for the decoders": _disk_full_for_decoders,
-    "disk full for the worker": _disk_full_for_worker,
+    "disk full for the worker's log": _disk_full_for_workers_log,
 }
 CLOCKS: dict[str, Fault] = {
     "clock of the server jumps": _clock(_server),

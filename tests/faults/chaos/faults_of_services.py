@@ -1,5 +1,7 @@
 """The faults of AWS, of servers, and of the way to them, by kind; each says how often it happened."""
 
+from contextlib import closing
+
 from tests.faults.chaos.drills import CHUNKS, Drill, Fault
 from tests.faults.chaos.faults_of_events import bury
 from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
@@ -42,11 +44,10 @@ def _worker_at(bad: Bad) -> Fault:
         system.settle()
         with Impostor(bad) as impostor:
             brief = {"JOB_TIMEOUT": "2", "SERVER_WAIT": "2", "DRAIN_TIMEOUT": "1"}  # seconds
-            worker = system.new_worker(FAST_API_SERVER_URL=impostor.url, **brief)
-            worker.start()
-            eventually(lambda: impostor.struck, "the worker meets its server")
-            drill.moment()
-            worker.close()
+            with closing(system.new_worker(FAST_API_SERVER_URL=impostor.url, **brief)) as worker:
+                worker.start()
+                eventually(lambda: impostor.struck, "the worker meets its server")
+                drill.moment()
         system.worker.start()
         return impostor.struck
 

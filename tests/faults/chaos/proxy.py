@@ -75,9 +75,7 @@ class Relay(Upstream):
         *some, last = asked["Entries"]
         said: dict[str, Any] = {}
         if some:
-            headers = self._outbound_headers(request)
-            headers.pop("content-length", None)
-            sent = json.dumps(asked | {"Entries": some})
+            sent, headers = json.dumps(asked | {"Entries": some}), self._outbound_headers(request)
             async with self.session.post(self.base_url + request.path, headers=headers, data=sent) as answer:
                 said = await answer.json(content_type=None)
                 if answer.status != HTTPStatus.OK:

@@ -36,7 +36,7 @@ from shared.queues import RECEIVE_CONFIG, SEND_CONFIG, Message, Queue
 from shared.server import ServerClient
 from shared.store import CLIENT_CONFIG, S3Store, StoredObject
 from tests.faults.oracle import Found, Upload
-from tests.faults.points.fleet import LARGEST, SERVER_TAG, Clients
+from tests.faults.points.fleet import SERVER_TAG, Clients, new_group, new_template
 from tests.faults.points.house import House, serve
 from tests.faults.points.plan import Kind, Life, Plan
 from tests.faults.points.stage import NUMBERS
@@ -175,26 +175,35 @@ class Doorway(httpx.AsyncBaseTransport):
         return self._life.call(name, lambda: self._world.house.ask(question), ConnectionError)
 
 
-class Lane:
-    """Clients of all actors, for one run after the other; several lanes run side by side."""
+def start_server(endpoint: str) -> str:
+    """The instance whose address the routers of all lanes find; the name of its launch template."""
+    ec2 = _session().client("ec2", endpoint_url=endpoint)
+    template = new_template(ec2)
+    key, _, value = SERVER_TAG.partition("=")
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": key, "Value": value}]}]
+    ec2.run_instances(LaunchTemplate={"LaunchTemplateName": template}, MinCount=1, MaxCount=1, TagSpecifications=tags)
+    return template
 
-    def __init__(self, endpoint: str, transcriber: Transcriber, workspace: Path) -> None:
-        session = boto3.Session(stack.ACCOUNT, stack.SECRET, region_name=REGION, botocore_session=None)
+
+def _session() -> boto3.Session:
+    return boto3.Session(stack.ACCOUNT, stack.SECRET, region_name=REGION, botocore_session=None)
+
+
+class Lane:
+    """Clients of all actors, for one run after the other; several lanes run side by side.
+
+    `template`: that of their groups' instances.
+    """
+
+    def __init__(self, endpoint: str, template: str, transcriber: Transcriber, workspace: Path) -> None:
+        session = _session()
         quick = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
-        services = ("s3", "sqs", "autoscaling", "ec2")
-        clients = (session.client(service, endpoint_url=endpoint, config=quick) for service in services)
-        self.s3, self.sqs, self.scaling, ec2 = clients
+        self.s3, self.sqs, self.scaling = (
+            session.client(service, endpoint_url=endpoint, config=quick) for service in ("s3", "sqs", "autoscaling")
+        )
         self.receipts = Receipts(self.sqs)
         self.wires = {actor: Wire(session, endpoint, self.receipts) for actor in ACTORS}
-        self.template = f"points-{uuid4().hex}"
-        image = ec2.describe_images()["Images"][0]["ImageId"]
-        data = {"ImageId": image, "InstanceType": "g4dn.xlarge"}
-        ec2.create_launch_template(LaunchTemplateName=self.template, LaunchTemplateData=data)
-        key, _, value = SERVER_TAG.partition("=")
-        tags = [{"ResourceType": "instance", "Tags": [{"Key": key, "Value": value}]}]
-        ec2.run_instances(
-            LaunchTemplate={"LaunchTemplateName": self.template}, MinCount=1, MaxCount=1, TagSpecifications=tags
-        )
+        self.template = template
         self.transcriber = transcriber
         self.workspace = workspace
 
@@ -207,17 +216,11 @@ class AwsWorld:
         self.house = House(plan, self._serve)
         self.application: httpx.AsyncBaseTransport
         name = f"points-{uuid4().hex}"
-        self.bucket = self.group = name
+        self.bucket = name
+        self.group = new_group(lane.scaling, lane.template)
         self.uploads: list[Upload] = []
         self.wrong: list[str] = []
         lane.s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
-        lane.scaling.create_auto_scaling_group(
-            AutoScalingGroupName=name,
-            MinSize=0,
-            MaxSize=LARGEST,
-            AvailabilityZones=[f"{REGION}a"],
-            LaunchTemplate={"LaunchTemplateName": lane.template},
-        )
         self._urls: dict[str, str] = {}
         for queue in reversed(QUEUES):
             attributes = {}
@@ -285,6 +288,11 @@ class AwsWorld:
     def instances(self) -> list[str]:
         answer = self._lane.scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])
         return [one["InstanceId"] for one in answer["AutoScalingGroups"][0]["Instances"]]
+
+    def finish(self, instance: str) -> None:
+        self._lane.scaling.terminate_instance_in_auto_scaling_group(
+            InstanceId=instance, ShouldDecrementDesiredCapacity=True
+        )
 
     def clock(self) -> float:
         return self._lane.receipts.waited

@@ -1,10 +1,15 @@
-"""Instances in memory, as boto3 tells of them: those of one Auto Scaling group, and a server that is always there."""
+"""Instances in memory, as boto3 tells of them: those of one Auto Scaling group, and a server that is always there.
+
+Simpler than AWS: one starts, and one ends, at once. The scenes need one at a time; what several do with each other
+(`batch_worker.surplus`, the reaper) has tests of its own.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 from botocore.exceptions import ClientError, ConnectionClosedError
 
@@ -24,15 +29,41 @@ class Clients(NamedTuple):
     cloudwatch: Any
 
 
+def new_template(ec2: Any) -> str:
+    """A launch template of a real or local AWS; its name."""
+    name = f"points-{uuid4().hex}"
+    image = ec2.describe_images()["Images"][0]["ImageId"]
+    ec2.create_launch_template(
+        LaunchTemplateName=name, LaunchTemplateData={"ImageId": image, "InstanceType": "g4dn.xlarge"}
+    )
+    return name
+
+
+def new_group(autoscaling: Any, template: str) -> str:
+    """A group of a real or local AWS, as empty as `MemoryFleet`; its name."""
+    name = f"points-{uuid4().hex}"
+    autoscaling.create_auto_scaling_group(
+        AutoScalingGroupName=name,
+        MinSize=0,
+        MaxSize=LARGEST,
+        AvailabilityZones=[f"{autoscaling.meta.region_name}a"],
+        LaunchTemplate={"LaunchTemplateName": template},
+    )
+    return name
+
+
 @dataclass
 class MemoryFleet:
-    """The group. `members`: whether they are protected, by their ids."""
+    """The group, which nobody makes smaller than it is. `members`: whether they are protected, by their ids."""
 
     desired: int = 0
     members: dict[str, bool] = field(default_factory=dict)
     _started: int = 0
 
     def set_desired(self, capacity: int) -> None:
+        assert capacity >= len(self.members), "some would end, and nobody says which"
+        if capacity > LARGEST:
+            raise _refused(f"{capacity} is above max value {LARGEST}")
         self.desired = capacity
         while len(self.members) < capacity:
             self._started += 1
@@ -50,11 +81,15 @@ class MemoryFleet:
 
     def _refuse_strangers(self, id: str) -> None:
         if id not in self.members:
-            raise ClientError({"Error": {"Code": "ValidationError", "Message": f"{id} is not in the group"}}, "")
+            raise _refused(f"{id} is not in the group")
 
     def clients_for(self, life: Life) -> Clients:
         client = _Client(self, life)
         return Clients(client, client, client)
+
+
+def _refused(why: str) -> ClientError:
+    return ClientError({"Error": {"Code": "ValidationError", "Message": why}}, "Auto Scaling")
 
 
 @dataclass

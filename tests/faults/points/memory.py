@@ -78,6 +78,9 @@ class MemoryWorld:
     def instances(self) -> list[str]:
         return list(self.fleet.members)
 
+    def finish(self, instance: str) -> None:
+        self.fleet.end(instance)
+
     def clients_for(self, life: Life) -> Clients:
         return self.fleet.clients_for(life)
 

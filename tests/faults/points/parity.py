@@ -1,7 +1,8 @@
 """The in-memory ports beside the real ones on a real or local AWS: the same calls, the same answers, the same errors.
 
-Everything else in the fault suite rests on the in-memory ports, so they must not be kinder than S3 and SQS are. What is
-not compared, since AWS promises less or something else than an emulator does (the in-memory ports do as AWS documents):
+Everything else in the fault suite rests on the in-memory ports, so they must not be kinder than S3, SQS and Auto
+Scaling are. What is not compared, since AWS promises less or something else than an emulator does (the in-memory ports
+do as AWS documents):
 
 - SQS promises no order, and a short poll may miss messages: whole queues are received, and compared as sets.
 - Deleting with a receipt that a later receive has replaced: AWS says yes and may delete nothing, MiniStack refuses,
@@ -9,17 +10,23 @@ not compared, since AWS promises less or something else than an emulator does (t
 - Deleting once more what is deleted: AWS and moto say yes, MiniStack refuses. In memory it is well.
 - Changing the visibility of a message whose lease is over: AWS refuses (MessageNotInflight), both emulators hide it
   again. In memory it is refused.
+- More instances than a group may have: AWS and MiniStack refuse, moto starts them. In memory it is refused.
+- Ending an instance that has ended: AWS and MiniStack refuse, moto breaks. In memory it is refused.
+- Groups are not made smaller than they are: the launcher never does, and which instances would go is nobody's promise.
 - S3 gives times to the second. In memory no two writes are of the same second, unless a test says so.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 from uuid import uuid4
 
 import boto3
+from botocore.exceptions import ClientError
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -32,10 +39,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from batch_worker.group import Group, Standing
+from batch_worker.instance import Instance, Member, membership
 from infra.local import stack
 from shared.queues import Message, Queue, QueueUnavailable
 from shared.store import ABSENT, CLIENT_CONFIG, Changed, ObjectInfo, PreconditionFailed, S3Store, Store
 from tests.fakes import MemoryQueue, MemoryStore
+from tests.faults.points.fleet import LARGEST, Clients, MemoryFleet, new_group, new_template
+from tests.faults.points.plan import Life, Plan
 
 KEYS = ("a", "a/b", "a/b c", "a/b+c", "a/é", "a/☕", "A", "b%20c", "a/b/metadata.json")
 PREFIXES = ("", "a", "a/", "a/b", "b%", "none")
@@ -49,21 +60,24 @@ MESSAGES = 8  # in a queue: fewer than one receive may bring
 
 @dataclass(frozen=True)
 class Cloud:
-    """boto3's clients of an AWS, real or not."""
+    """boto3's clients of an AWS, real or not. `is_moto`: see above."""
 
     s3: Any
     sqs: Any
+    fleet: Clients
+    is_moto: bool
 
 
 def cloud_at(endpoint: str | None) -> Cloud:
     """With a bucket for `StoreMachine`. None: where AWS is, or what stands in its place."""
     session = boto3.Session(stack.ACCOUNT, stack.SECRET, region_name=REGION, botocore_session=None)
-    s3, sqs = (session.client(name, endpoint_url=endpoint, config=CLIENT_CONFIG) for name in ("s3", "sqs"))  # type: ignore[call-overload]
+    services = ("s3", "sqs", *Clients._fields)
+    s3, sqs, *others = (session.client(name, endpoint_url=endpoint, config=CLIENT_CONFIG) for name in services)  # type: ignore[call-overload]
     s3.create_bucket(Bucket=BUCKET)
-    return Cloud(s3, sqs)
+    return Cloud(s3, sqs, Clients(*others), is_moto=endpoint is None)
 
 
-def compare(machine: type["StoreMachine | QueueMachine"], cloud: Cloud, how_long: settings) -> None:
+def compare(machine: type["StoreMachine | QueueMachine | FleetMachine"], cloud: Cloud, how_long: settings) -> None:
     """Random sequences of calls; raises AssertionError with the shortest that is answered differently."""
     here = type(machine.__name__, (machine,), {"cloud": cloud})
     run_state_machine_as_test(here, settings=settings(how_long, deadline=None, database=None))
@@ -150,6 +164,8 @@ def _answer(call: Callable[[Any], Any], port: Any) -> Any:
         return call(port)
     except (PreconditionFailed, Changed, QueueUnavailable) as error:
         return type(error)
+    except ClientError as error:
+        return error.response["Error"]["Code"]
 
 
 def _told(info: ObjectInfo | None) -> tuple[Any, ...] | None:
@@ -254,6 +270,91 @@ def _receive(memory: MemoryQueue, real: Queue, *, counts: bool = True) -> Iterat
     assert told[0] == told[1]
     for body in sorted(sides[0]):
         yield Twin(sides[0][body], sides[1][body])
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """`MemoryFleet` beside a real group, each example with one of its own, through what our programs ask of them.
+
+    `twins`: the ids of an instance there and here; those that have ended stay.
+    """
+
+    cloud: ClassVar[Cloud]
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = MemoryFleet().clients_for(Life(Plan(), "parity"))
+        real = self.cloud.fleet
+        name = new_group(real.autoscaling, _template(real.ec2))
+        self.groups = Group(memory.autoscaling, memory.ec2, "group"), Group(real.autoscaling, real.ec2, name)
+        self.twins: list[tuple[str, str]] = []
+
+    @rule(more=st.integers(0, LARGEST))
+    def grow(self, more: int) -> None:
+        capacity = len(self._standing(0).instances) + more
+        if capacity > LARGEST and self.cloud.is_moto:
+            return
+        answers = [_answer(lambda group: group.set_desired(capacity), group) for group in self.groups]
+        assert answers[0] == answers[1]
+        fresh = [
+            sorted({one.id for one in self._standing(side).instances} - {twin[side] for twin in self.twins})
+            for side in (0, 1)
+        ]
+        self.twins += zip(*fresh, strict=True)
+
+    @rule()
+    def look(self) -> None:
+        there, here = (self._standing(side) for side in (0, 1))
+        assert (there.desired, there.smallest, there.largest) == (here.desired, here.smallest, here.largest)
+        assert self._numbered(0, there) == self._numbered(1, here)
+
+    @precondition(lambda self: self._known())
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        self._both(data, lambda member: member.end())
+
+    @precondition(lambda self: self._known())
+    @rule(data=st.data(), protected=st.booleans())
+    def protect(self, data: st.DataObject, protected: bool) -> None:
+        self._both(data, lambda member: member.protect(protected))
+
+    @precondition(lambda self: self._known())
+    @rule(data=st.data())
+    def membership(self, data: st.DataObject) -> None:
+        self._both(data, lambda member: bool(membership(member.client, Instance(member.id, "", ""))))
+
+    @precondition(lambda self: self._known())
+    @rule()
+    def working(self) -> None:
+        there, here = (self._member(side, self.twins[0]).working() for side in (0, 1))
+        assert [a in there for a, _ in self.twins] == [b in here for _, b in self.twins]
+
+    def _both(self, data: st.DataObject, call: Callable[[Member], Any]) -> None:
+        twin = data.draw(st.sampled_from(self._known()))
+        answers = [call(self._member(side, twin)) for side in (0, 1)]
+        assert answers[0] == answers[1]
+
+    def _known(self) -> list[tuple[str, str]]:
+        """The twins that both sides can be asked about."""
+        alive = {one.id for one in self._standing(0).instances}
+        return [twin for twin in self.twins if twin[0] in alive or not self.cloud.is_moto]
+
+    def _member(self, side: int, twin: tuple[str, str]) -> Member:
+        group = self.groups[side]
+        return Member(group.autoscaling, twin[side], group.name)
+
+    def _standing(self, side: int) -> Standing:
+        return self.groups[side].look(datetime.now(UTC))
+
+    def _numbered(self, side: int, standing: Standing) -> dict[int, bool]:
+        """Which of the twins are there, and whether they are protected."""
+        numbers = {twin[side]: number for number, twin in enumerate(self.twins)}
+        return {numbers[one.id]: one.protected for one in standing.instances}
+
+
+@cache
+def _template(ec2: Any) -> str:
+    """One for all groups of a cloud."""
+    return new_template(ec2)
 
 
 def new_queue(cloud: Cloud, *, dead_letters: Queue | None = None) -> Queue:

@@ -1,6 +1,6 @@
 """Where a fault is to strike and of what kind; and what was called, so that every call gets its fault once.
 
-A point is named by who calls what for the how manieth time, not by a running number: threads of one actor read side by
+A point is named by who calls what for which time, not by a running number: threads of one actor read side by
 side, and their order is nobody's promise.
 """
 

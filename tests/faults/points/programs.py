@@ -32,7 +32,7 @@ from tests.faults.points.fleet import SERVER_TAG, Clients
 from tests.faults.points.plan import Life
 
 VISIBILITY = 120  # seconds
-POLL_SECONDS = 60  # longer than SQS allows: nobody waits here, and each poll is a point
+POLL = 60  # seconds; longer than SQS allows: nobody waits here, and each poll is a point
 IDLE_SECONDS = 120.0  # not less than what may be hidden for a while
 TODAY = datetime(2026, 1, 31, tzinfo=UTC)  # of reports, whose keys must not change on the way
 POLICY = Policy(
@@ -136,7 +136,7 @@ def _batch(ports: Ports, life: Life, leases: Leases, tally: Tally, recorder: Rec
         stopping=stopping,
         concurrency=1,
         visibility=VISIBILITY,
-        poll_seconds=POLL_SECONDS,
+        poll_seconds=POLL,
         server_wait=0,
         group_messages=100,
         tally=tally,

@@ -11,12 +11,13 @@ from hypothesis import settings
 from moto import mock_aws
 
 from infra.local import stack
-from tests.faults.points.parity import QueueMachine, StoreMachine, cloud_at, compare
+from tests.faults.points.parity import FleetMachine, QueueMachine, StoreMachine, cloud_at, compare
 from tests.faults.points.stage import Run
 from tests.faults.points.suite import TELL_EVERY, Results, apart, hushed, kind_of, on_emulator, pairs, singles
 from tests.faults.table import Part, Row, Say
 
 PROCESSES = 3  # on two cores: each waits now and then
+MACHINES = (StoreMachine, QueueMachine, FleetMachine)
 EXAMPLES, STEPS = 200, 50  # of a machine
 
 
@@ -36,7 +37,7 @@ def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES
         _row("two faults, on the in-memory ports", both, both_seconds),
         Row(
             "random calls that the in-memory ports answer otherwise than moto or MiniStack",
-            f"0 in {4 * examples} sequences",
+            f"0 in {2 * len(MACHINES) * examples} sequences",
             str(len(differences)) + "".join(f"\n{difference}" for difference in differences),
             not differences,
         ),
@@ -75,7 +76,7 @@ def parity(endpoint: str, examples: int) -> list[str]:
     """What is answered differently, in hypothesis' words."""
     found = []
     how_long = settings(max_examples=examples, stateful_step_count=STEPS)
-    for machine in (StoreMachine, QueueMachine):
+    for machine in MACHINES:
         for name in ("moto", "ministack"):
             try:
                 if name == "moto":

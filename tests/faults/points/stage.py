@@ -12,7 +12,7 @@ from shared.errors import TransientError
 from shared.jobs import Job, JobMessage, Reason
 from shared.keys import Session
 from shared.transcript import Transcript
-from tests.faults.oracle import Found, Upload, outcome, violations
+from tests.faults.oracle import Found, Upload, outcome, transcribed, violations
 from tests.faults.points import programs
 from tests.faults.points.plan import Crash, Life, Plan, missed
 from tests.faults.points.programs import Ports
@@ -22,6 +22,7 @@ NUMBERS = {1: 101, 2: 202, 3: 303}  # what is said in each
 WORDS = {chunk: str(number) for chunk, number in NUMBERS.items()}  # as `tests.gpu_server.ears.Reader` hears it
 LAMBDA_TRIES = 3  # https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 LAMBDA_SECONDS = 120.0
+SLEPT = "did not strike"
 MOST_RUNS = 6  # of one program until it ends without a fault: two faults spoil two
 
 
@@ -39,6 +40,7 @@ class World(Ports, Protocol):
     def let_leases_end(self) -> None: ...
     def audio_of(self, chunk: int) -> bytes: ...
     def send(self, name: str, body: str) -> None: ...
+    def finish(self, instance: str) -> None: ...
 
 
 @dataclass
@@ -127,6 +129,10 @@ class Stage:
             if len(self.plan.fired) == fired:
                 break
         self._look("after the nights")
+        found = self.world.found()
+        done, wanted = transcribed(found, self.world.uploads), len(CHUNKS)
+        if done < wanted or found.messages:
+            self.found.append(f"after the nights: {done} of {wanted} transcribed, {len(found.messages)} messages left")
         self.found += [f"instance {instance} never ended" for instance in self.world.instances()]
 
     def _launch(self) -> None:
@@ -141,7 +147,10 @@ class Stage:
                 pass
 
     def _stay(self) -> None:
-        """Whichever instance there is, its supervisor starts the worker again until the instance has ended."""
+        """Whichever instance there is, its supervisor starts the worker again when that fails (user-data.sh).
+
+        A worker that did not know of its group ends well, and the instance by `finish`.
+        """
         for _ in range(MOST_RUNS):
             instance = next(iter(self.world.instances()), None)
             if instance is None:
@@ -150,6 +159,8 @@ class Stage:
             try:
                 with programs.worker(self.world, life) as batch:
                     programs.stay(self.world, life, batch, instance).run()
+                if instance in self.world.instances():
+                    self.world.finish(instance)
             except (Crash, TransientError):
                 pass
             self.world.let_leases_end()
@@ -248,4 +259,4 @@ def play(scene: str, world: World, plan: Plan) -> Run:
     """One run. A fault that does not strike is wrong too: its run would show nothing."""
     stage = Stage(world, plan)
     SCENES[scene](stage)
-    return Run(scene, plan, [*stage.found, *world.wrong, *(f"did not strike: {fault}" for fault in missed(plan))])
+    return Run(scene, plan, [*stage.found, *world.wrong, *(f"{SLEPT}: {fault}" for fault in missed(plan))])

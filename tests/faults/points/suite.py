@@ -15,7 +15,7 @@ from gpu_server.decode_pool import DecodePool
 from gpu_server.decoding import Limits
 from gpu_server.metrics import ServerMetrics
 from gpu_server.transcriber import Transcriber
-from tests.faults.points.aws import AwsWorld, Lane, no_backoff
+from tests.faults.points.aws import AwsWorld, Lane, no_backoff, start_server
 from tests.faults.points.house import reading
 from tests.faults.points.memory import MemoryWorld
 from tests.faults.points.plan import Fault, Plan, all_kinds, kinds_apart, missed
@@ -26,7 +26,7 @@ from tests.gpu_server.ears import Reader, held_engine
 TELL_EVERY = 200
 TRIES = 10
 MEMORY = Path("/dev/shm")
-# Whose a call is, by a word of its name; all others are of Auto Scaling.
+# Whose a call is, by a word of its name.
 SERVICES = {
     "GET": "HTTP",
     "POST": "HTTP",
@@ -36,6 +36,10 @@ SERVICES = {
     "PutEvents": "EventBridge",
     "DescribeInstances": "EC2",
     "GetMetricData": "CloudWatch",
+    "AutoScaling": "Auto Scaling",
+    "ScalingActivities": "Auto Scaling",
+    "DesiredCapacity": "Auto Scaling",
+    "InstanceProtection": "Auto Scaling",
 }
 
 
@@ -69,7 +73,7 @@ class Results:
 
 def kind_of(fault: Fault) -> str:
     operation = fault.point.call.partition(" ")[0]
-    service = next((service for word, service in SERVICES.items() if word in operation), "Auto Scaling")
+    service = next(service for word, service in SERVICES.items() if word in operation)
     return f"{service} {fault.kind}"
 
 
@@ -134,8 +138,9 @@ def on_emulator(cases: Iterable[Case], endpoint: str, *, lanes: int = 1) -> Iter
     """Run the cases there, in no order."""
     with workspace() as folder, listening() as transcriber, no_backoff():
         free: SimpleQueue[Lane] = SimpleQueue()
+        template = start_server(endpoint)
         for _ in range(lanes):
-            free.put(Lane(endpoint, transcriber, Path(folder)))
+            free.put(Lane(endpoint, template, transcriber, Path(folder)))
 
         def run(case: Case) -> Run:
             lane = free.get()

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from batch_worker.drain import Drain
+from batch_worker.launcher import Launcher
 from batch_worker.letters import Letters
+from batch_worker.stay import Stay
 from batch_worker.work import Worker
 from router_lambda.route import Router
 from shared.combine import Combined, Combiner, Status
 from shared.queues import Message
 from tests.faults.points.plan import Fault, Kind, Point
+from tests.faults.points.stage import SLEPT
 from tests.faults.points.suite import Case, Results, apart, in_memory, pairs_after, singles, spread
 
 ONE_IN = 23  # of the faults that can follow a first one; to no multiple of the number of kinds
@@ -33,7 +36,7 @@ def test_no_two_faults_lose_or_spoil_anything(cases: list[Case]) -> None:
 
 def test_a_fault_that_does_not_strike_is_no_success(tmp_path: Path) -> None:
     never = Fault(Point("router", "SendMessage jobs", 99), Kind.FAIL_BEFORE)
-    assert in_memory(Case("night", (never,)), tmp_path).found == [f"did not strike: {never}"]
+    assert in_memory(Case("night", (never,)), tmp_path).found == [f"{SLEPT}: {never}"]
 
 
 def test_a_killed_actor_does_nothing_more(tmp_path: Path) -> None:
@@ -89,6 +92,21 @@ def look_at_json_only(combine: Method) -> Method:
     return mistaken
 
 
+def start_nobody(run: Method) -> Method:
+    return lambda launcher, occasion: None
+
+
+def end_at_once(run: Method) -> Method:
+    """The instance goes before it has looked at the queue."""
+
+    def mistaken(stay: Stay) -> Any:
+        if stay.member:
+            stay.member.end()
+        return stay.batch.summary()
+
+    return mistaken
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "mistake", "scene", "actor"),
     [
@@ -97,6 +115,8 @@ def look_at_json_only(combine: Method) -> Method:
         (Router, "handle", swallow_errors, "night", "router"),
         (Worker, "_complete_session", leave_sessions, "night", "server"),
         (Combiner, "combine", look_at_json_only, "night", "server"),
+        (Launcher, "run", start_nobody, "fleet", "launcher"),
+        (Stay, "run", end_at_once, "fleet", "worker"),
     ],
 )
 def test_a_mistake_is_seen(
@@ -111,4 +131,5 @@ def test_a_mistake_is_seen(
 ) -> None:
     monkeypatch.setattr(owner, name, mistake(getattr(owner, name)))
     some = [case for case in cases if case.scene == scene and case.faults[0].point.actor == actor]
-    assert any(in_memory(case, tmp_path).found for case in some)
+    found = (line for case in (Case(scene, ()), *some) for line in in_memory(case, tmp_path).found)
+    assert any(not line.startswith(SLEPT) for line in found)

@@ -1,4 +1,4 @@
-"""The in-memory ports do what S3 and SQS do, on moto and on MiniStack."""
+"""The in-memory ports do what S3, SQS and Auto Scaling do, on moto and on MiniStack."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,11 +8,10 @@ from moto import mock_aws
 
 from shared.queues import Message, Queue, QueueUnavailable
 from tests.fakes import MemoryQueue
-from tests.faults.points.parity import Cloud, QueueMachine, StoreMachine, cloud_at, compare, new_queue
+from tests.faults.points.parity import Cloud, FleetMachine, QueueMachine, StoreMachine, cloud_at, compare, new_queue
 from tests.patience import eventually
 
 EXAMPLES, STEPS = 8, 25
-PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(params=["moto", "ministack"])
@@ -24,7 +23,7 @@ def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
         yield cloud_at(None)
 
 
-@pytest.mark.parametrize("machine", [StoreMachine, QueueMachine])
+@pytest.mark.parametrize("machine", [StoreMachine, QueueMachine, FleetMachine])
 def test_the_same_calls_have_the_same_answers(cloud: Cloud, machine: type) -> None:
     compare(machine, cloud, settings(max_examples=EXAMPLES, stateful_step_count=STEPS))
 
@@ -38,7 +37,7 @@ class Clock:
 
 def received_after(queue: Queue, clock: Clock, seconds: float) -> list[Message]:
     clock.now += seconds
-    return eventually(lambda: queue.receive(most=10, wait=1, visibility=1), "a message", seconds=PATIENCE_SECONDS)
+    return eventually(lambda: queue.receive(most=10, wait=1, visibility=1), "a message")
 
 
 def test_what_was_delayed_comes(cloud: Cloud) -> None:
@@ -61,7 +60,7 @@ def test_what_nobody_renews_comes_back_and_can_still_be_deleted(cloud: Cloud) ->
         [first] = queue.receive(most=10, wait=0, visibility=2)
         [again] = received_after(queue, clock, 2)
         clock.now += 1
-        eventually(lambda: queue.backlog().visible, "the end of its lease", seconds=PATIENCE_SECONDS)
+        eventually(lambda: queue.backlog().visible, "the end of its lease")
         queue.delete(again)
         return [again.body, again.receive_count, first.receipt != again.receipt, queue.backlog()]
 
