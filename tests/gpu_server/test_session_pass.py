@@ -3,6 +3,7 @@
 Each chunk's samples all stand for its number, which is the word that the recognizer reads there.
 """
 
+import errno
 import io
 import json
 import threading
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from gpu_server.decode_pool import DecodePool
 from gpu_server.engines import SAMPLE_RATE
-from shared.errors import StoreUnavailable
+from shared.errors import DISK_FULL, StoreUnavailable
 from shared.jobs import Job
 from shared.keys import Session
 from shared.outcomes import read_failure, read_outcome
@@ -308,6 +309,23 @@ def test_trouble_with_one_group_leaves_the_others_their_transcripts(recorded: Re
         recorded.from_s3(key(index))
     recorded.engine.languages = frozenset({"en"})
     assert recorded.stitch().status_code == 400
+    assert recorded.passes(1, 2, 3, 4) == {1: "live", 2: "stitched", 3: "stitched", 4: "stitched"}
+
+
+def test_a_disk_without_room_for_one_group_leaves_the_others_their_transcripts(recorded: Recorded) -> None:
+    recorded.record(1, 2, 3, 4)
+    recorded.end(4)
+    recorded.from_s3(key(1), language="de")
+    for index in (2, 3, 4):
+        recorded.from_s3(key(index))
+    errors = iter([OSError(errno.ENOSPC, "no room")])
+
+    def hook(call: str, at: str, moment: str) -> None:
+        if (call, at, moment) == ("download", key(1), "before") and (error := next(errors, None)):
+            raise error
+
+    recorded.store.hook = hook
+    assert recorded.stitch().json()["type"] == f"/problems/{DISK_FULL}"
     assert recorded.passes(1, 2, 3, 4) == {1: "live", 2: "stitched", 3: "stitched", 4: "stitched"}
 
 
