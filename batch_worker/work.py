@@ -219,8 +219,7 @@ class Worker:
             return Result.TRANSCRIBED, found.outcome
         if answer.said is Said.DONE:
             answer = Answer(Said.FAILED, message="the server said 200, but S3 has no transcript")
-        tried = answer.said not in (Said.BUSY, Said.UNTRIED) or answer.type == DISK_FULL  # that was all of the disk
-        if final and tried and not self.stopping.is_set() and not self._may_still_come(job, answer):
+        if final and self._was_tried(answer) and not self._may_still_come(job, answer):
             type = answer.type if answer.said is Said.NOT_YET else GAVE_UP
             error = PermanentError(f"no transcript after {attempts} tries: {answer.message}", type=type)
             record_failure(self.store, job, error, attempts=attempts)
@@ -242,6 +241,11 @@ class Worker:
             is_over = time.monotonic() + pause > began + patience
             if answer.said is not Said.BUSY or is_over or self.stopping.wait(pause):
                 return answer
+
+    def _was_tried(self, answer: Answer) -> bool:
+        """Whether a last try was one: the server took the job, alone, and did not end as we do."""
+        taken = answer.said not in (Said.BUSY, Said.UNTRIED) or answer.type == DISK_FULL  # the whole disk was too small
+        return taken and not self.stopping.is_set()
 
     def _may_still_come(self, job: Job, answer: Answer) -> bool:
         """Whether the chunk only waits for its recording's header, and the recording has not ended."""

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -221,11 +220,16 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], emulator: Emulator) ->
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise StackError(f"the local AWS exited (status {process.returncode}):\n{processes.tail(emulator.log)}")
-        try:
-            with urllib.request.urlopen(f"{emulator.endpoint}/_ministack/health", timeout=2) as answer:  # noqa: S310  loopback
-                if json.load(answer).get("ready_scripts", {}).get("pid") == emulator.pid:
-                    return  # not another one, which was faster to the same port: ours ends then
-        except (urllib.error.URLError, OSError, ValueError):
-            pass
+        if _answers(emulator):
+            return
         time.sleep(processes.POLL_SECONDS)
     raise StackError(f"the local AWS did not answer within {START_SECONDS} s:\n{processes.tail(emulator.log)}")
+
+
+def _answers(emulator: Emulator) -> bool:
+    """Whether it does: not a stranger, nor another emulator that was faster to the same port."""
+    try:
+        with urllib.request.urlopen(f"{emulator.endpoint}/_ministack/health", timeout=2) as answer:  # noqa: S310  loopback
+            return bool(json.load(answer)["ready_scripts"]["pid"] == emulator.pid)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
