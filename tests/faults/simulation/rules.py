@@ -287,7 +287,7 @@ MUTANTS = [
     Mutant(
         "a letter that cannot be done gets its record",
         Worker._transcribe,
-        "if final and tried and not self._may_still_come(job, answer):",
+        "if final and self._was_tried(answer) and not self._may_still_come(job, answer):",
         "if False:",
     ),
     Mutant(
@@ -300,7 +300,7 @@ MUTANTS = [
     ),
     Mutant(
         "who could not be asked blames nobody",
-        Worker._transcribe,
+        Worker._was_tried,
         "answer.said not in (Said.BUSY, Said.UNTRIED)",
         "answer.said is not Said.BUSY",
         focus=has_deadly,
