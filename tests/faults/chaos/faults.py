@@ -159,7 +159,7 @@ def _gpu(kind: str, times: int) -> Fault:
         drill.system.levers.pull(kind, times)
         drill.upload()
         drill.system.settle()
-        return times - drill.system.levers.left(kind)
+        return eventually(lambda: times - drill.system.levers.left(kind), f"somebody who meets {kind}")
 
     return fault
 
