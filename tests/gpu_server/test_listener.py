@@ -24,6 +24,7 @@ from gpu_server.engines import (
 )
 from gpu_server.listener import Listener, Seat
 from gpu_server.metrics import ServerMetrics
+from gpu_server.scheduler import Scheduler
 from gpu_server.track import Track, join
 from gpu_server.windows import padded_frames
 from tests.gpu_server.ears import track_of
@@ -234,6 +235,11 @@ def test_a_translation_keeps_the_recognizers_times(room: Room) -> None:
     assert (recognition.alignment, recognition.segments[0].start) == ("attention", 0.5)
 
 
+def waiting(scheduler: Scheduler) -> int:
+    with scheduler._changed:
+        return sum(map(len, scheduler._queues.values()))
+
+
 def test_a_chunk_that_got_no_words_of_a_shared_window_is_heard_alone(room: Room) -> None:
     """The recognizer stops after the first chunk's sentence."""
 
@@ -249,7 +255,7 @@ def test_a_chunk_that_got_no_words_of_a_shared_window_is_heard_alone(room: Room)
         busy = pool.submit(listener.listen, tracks[0], Options())
         assert recognizer.busy.wait(timeout=20)
         both = [pool.submit(listener.listen, tracks[n], Options(), seat=Seat("s", n)) for n in (1, 2)]
-        while sum(map(len, listener._scheduler._queues.values())) < 2:
+        while waiting(listener._scheduler) < 2:
             assert not any(future.done() for future in both)
         recognizer.gate.set()
         busy.result(timeout=20)
