@@ -56,6 +56,14 @@ class Recorded(Served):
     def record(self, *indices: int, seconds: float = 5.0) -> dict[int, str]:
         return {index: self.store.upload(key(index), wav(100 + index, seconds)) for index in indices}
 
+    def hear_in_two_groups(self) -> None:
+        """Chunk 1 by itself, since it was wished for in German, and 2 to 4."""
+        self.record(1, 2, 3, 4)
+        self.end(4)
+        self.from_s3(key(1), language="de")
+        for index in (2, 3, 4):
+            self.from_s3(key(index))
+
     def end(self, count: int) -> None:
         self.store.upload(SESSION.manifest_key, json.dumps({"chunkCount": count}).encode())
 
@@ -302,22 +310,14 @@ def test_the_neighbour_of_a_chunk_whose_audio_expired_is_stitched_all_the_same(r
 
 def test_trouble_with_one_group_leaves_the_others_their_transcripts(recorded: Recorded) -> None:
     """Chunk 1 was heard in German; the model of today knows English and German, and nothing of Welsh."""
-    recorded.record(1, 2, 3, 4)
-    recorded.end(4)
-    recorded.from_s3(key(1), language="de")
-    for index in (2, 3, 4):
-        recorded.from_s3(key(index))
+    recorded.hear_in_two_groups()
     recorded.engine.languages = frozenset({"en"})
     assert recorded.stitch().status_code == 400
     assert recorded.passes(1, 2, 3, 4) == {1: "live", 2: "stitched", 3: "stitched", 4: "stitched"}
 
 
 def test_a_disk_without_room_for_one_group_leaves_the_others_their_transcripts(recorded: Recorded) -> None:
-    recorded.record(1, 2, 3, 4)
-    recorded.end(4)
-    recorded.from_s3(key(1), language="de")
-    for index in (2, 3, 4):
-        recorded.from_s3(key(index))
+    recorded.hear_in_two_groups()
     errors = iter([OSError(errno.ENOSPC, "no room")])
 
     def hook(call: str, at: str, moment: str) -> None:

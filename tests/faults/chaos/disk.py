@@ -1,6 +1,7 @@
 """A small disk of memory that can be full: who writes to it then gets ENOSPC, whichever process that is."""
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 SIZE = 4 << 20  # bytes
@@ -25,11 +26,9 @@ class Disk:
     def fill(self, *, room: int = 0) -> None:
         """Up to the last page; and then leave `room` bytes, rounded up to pages."""
         with self._filler.open("wb", buffering=0) as filler:
-            try:
+            with suppress(OSError):
                 while filler.write(bytes(PAGE)) == PAGE:
                     pass
-            except OSError:
-                pass
             filler.truncate(max(0, filler.tell() // PAGE - -(-room // PAGE)) * PAGE)
 
     def heal(self) -> None:

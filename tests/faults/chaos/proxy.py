@@ -71,7 +71,7 @@ class Relay(Upstream):
 
     async def _in_part(self, request: web.Request) -> web.Response:
         assert self.session
-        asked = await request.json(loads=json.loads)
+        asked = await request.json()
         *some, last = asked["Entries"]
         said: dict[str, Any] = {}
         if some:

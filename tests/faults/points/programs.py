@@ -1,7 +1,7 @@
 """Our programs, put together as their own entry points do it, with ports of one life each."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -99,12 +99,8 @@ def worker(ports: Ports, life: Life, *, recorded: bool = True) -> Iterator[Batch
     """All that a worker does is done through its batch. `recorded`: it writes a report, as all but endless ones do."""
     tally = Tally()
     recorder = _recorder(ports, life, tally) if recorded else None
-    with Leases(visibility=VISIBILITY, interval=3600) as leases:
-        if recorder is None:
-            yield _batch(ports, life, leases, tally, None)
-            return
-        with recorder:
-            yield _batch(ports, life, leases, tally, recorder)
+    with Leases(visibility=VISIBILITY, interval=3600) as leases, recorder or nullcontext():
+        yield _batch(ports, life, leases, tally, recorder)
 
 
 def _recorder(ports: Ports, life: Life, tally: Tally) -> Recorder:

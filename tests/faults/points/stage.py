@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -138,13 +139,9 @@ class Stage:
     def _launch(self) -> None:
         """The schedule's event, an asynchronous invocation like the router's."""
         for _ in range(LAMBDA_TRIES):
-            try:
+            with suppress(Crash, Exception):  # whatever it raises, Lambda tries again
                 programs.launcher(self.world, Life(self.plan, "launcher")).run(Occasion.WINDOW)
                 return
-            except Crash:
-                pass
-            except Exception:  # whatever it raises, Lambda tries again
-                pass
 
     def _stay(self) -> None:
         """Whichever instance there is, its supervisor starts the worker again when that fails (user-data.sh).
