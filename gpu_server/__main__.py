@@ -16,7 +16,7 @@ import uvicorn
 from aws_lambda_powertools import Logger
 from fastapi import FastAPI
 
-from gpu_server.app import create_app
+from gpu_server.app import Lifespan, create_app
 from gpu_server.decode_pool import DecodePool
 from gpu_server.decoding import SAMPLE_RATE, Limits
 from gpu_server.engines import EngineError, load_engine
@@ -38,7 +38,7 @@ from shared.store import CLIENT_CONFIG, S3Store
 from shared.telemetry import Observe, Pulse, Telemetry, counted, unobserved
 
 EXIT_SETTINGS = 2
-EXIT_MODEL = 3
+EXIT_START = 3  # no model; or uvicorn's own, when the port is taken
 EXIT_ENGINE = 70  # sysexits' EX_SOFTWARE: the supervisor is to restart us
 
 logger = Logger(service="gpu-server", stream=sys.stderr)
@@ -69,16 +69,19 @@ def main() -> int:
         service = _service(settings, Path(workspace), telemetry.observe if telemetry else unobserved)
         app = create_app(service, settings, lifespan=_lifespan(service, settings, leave))
         pulse = Pulse(_beat(service, telemetry)) if telemetry else contextlib.nullcontext()
-        with pulse, contextlib.suppress(SystemExit):
-            uvicorn.run(
-                app,
-                host=settings.fast_api_host,
-                port=settings.fast_api_port,
-                timeout_graceful_shutdown=int(settings.drain_timeout / 2),  # for callers; then for work without one
-                timeout_keep_alive=5,
-                server_header=False,
-                log_level="warning",
-            )
+        with pulse:
+            try:
+                uvicorn.run(
+                    app,
+                    host=settings.fast_api_host,
+                    port=settings.fast_api_port,
+                    timeout_graceful_shutdown=int(settings.drain_timeout / 2),  # for callers; then for work without one
+                    timeout_keep_alive=5,
+                    server_header=False,
+                    log_level="warning",
+                )
+            except SystemExit as left:  # the handler's, above; or uvicorn's
+                return int(left.code or 0)
     return leave.status
 
 
@@ -116,7 +119,7 @@ def _service(settings: ServerSettings, workspace: Path, observe: Observe) -> Ser
     )
 
 
-def _lifespan(service: Service, settings: ServerSettings, leave: Exit):  # type: ignore[no-untyped-def]
+def _lifespan(service: Service, settings: ServerSettings, leave: Exit) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(service, settings, leave))
@@ -135,7 +138,7 @@ async def _load(service: Service, settings: ServerSettings, leave: Exit) -> None
         known = isinstance(error, EngineError)
         logger.error("the server cannot work", extra={"reason": str(error)}, exc_info=not known)
         service.readiness.phase = Phase.BROKEN
-        leave.now(EXIT_MODEL)
+        leave.now(EXIT_START)
         return
     service.readiness.phase = Phase.READY
     engine = service.transcriber.engine

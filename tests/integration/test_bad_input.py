@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import wave
@@ -109,6 +110,15 @@ def test_a_missing_model_is_named_with_the_way_to_get_it() -> None:
     done = run_program("gpu_server", {"WHISPER_MODEL": "large-v9", "ENGINE": "faster-whisper", "FAST_API_PORT": port})
     assert done.returncode == 3
     assert "large-v9" in done.stderr
+
+
+def test_a_server_whose_port_is_taken_says_so_and_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_program("gpu_server", {"ENGINE": "faster-whisper", "FAST_API_PORT": str(port)})
+    assert done.returncode == 3
+    assert "address already in use" in done.stderr
+    assert str(port) in done.stderr
 
 
 @pytest.mark.parametrize(
