@@ -6,6 +6,7 @@ raises, and Lambda's two retries and its failure destination keep the event.
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -14,11 +15,11 @@ from zoneinfo import ZoneInfo
 
 import boto3
 from aws_lambda_powertools import Logger
-from aws_lambda_powertools.utilities.parameters import get_parameter
 
 from router_lambda.decide import Decision, Policy
 from router_lambda.discovery import fixed, tagged
 from router_lambda.route import Decided, Router
+from router_lambda.server_key import stored
 from router_lambda.settings import RouterSettings
 from shared.bus import publisher
 from shared.combine import Combiner
@@ -38,8 +39,6 @@ from shared.telemetry import (
     Telemetry,
     counted,
 )
-
-KEY_SECONDS = 300  # how long the server's key is remembered; a rotated one is picked up after that
 
 logger = Logger(service="router")
 telemetry = Telemetry(os.environ.get("QUEUE_PREFIX") or DEFAULT_DEPLOYMENT)
@@ -114,13 +113,14 @@ def _router() -> Router:
     else:
         ec2 = boto3.client("ec2", config=CLIENT_CONFIG)
         discover = tagged(ec2, settings.gpu_server_tag, port=settings.fast_api_port, clock=time.monotonic)
+    key = _server_key(settings)
     publish = publisher(boto3.client("events", config=CLIENT_CONFIG), settings.event_bus_name)
     return Router(
         store=store,
         queue=Queue(boto3.client("sqs", config=SEND_CONFIG), settings.sqs_queue_url),
         combiner=Combiner(store, counted(publish, telemetry.observe)),
         discover=discover,
-        connect=lambda url: ServerClient(url, api_key=_api_key(settings)),
+        connect=lambda url: ServerClient(url, api_key=key()),
         policy=Policy(
             batch_only=settings.routing == "batch",
             defer_above=settings.defer_above_bytes,
@@ -133,7 +133,7 @@ def _router() -> Router:
     )
 
 
-def _api_key(settings: RouterSettings) -> str | None:
+def _server_key(settings: RouterSettings) -> Callable[[], str | None]:
     if settings.api_key_parameter:
-        return str(get_parameter(settings.api_key_parameter, decrypt=True, max_age=KEY_SECONDS))
-    return settings.server_key
+        return stored(boto3.client("ssm", config=CLIENT_CONFIG), settings.api_key_parameter)
+    return lambda: settings.server_key

@@ -69,6 +69,14 @@ def test_an_upload_with_a_dead_server_is_in_the_queue_when_the_handler_returns(a
     assert [message["reason"] for message in aws()] == ["unhealthy"]
 
 
+def test_without_the_servers_key_the_job_is_queued(aws: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY_PARAMETER", "/nowhere/api-key")
+    answer = edge.handler(put(), Context())
+    assert [decided["decision"] for decided in answer["decisions"]] == ["queued"]
+    assert "the server's key cannot be read" in answer["decisions"][0]["reason"]
+    assert len(aws()) == 1
+
+
 def test_a_malformed_event_raises_so_that_lambda_keeps_it(aws: Callable[[], Any]) -> None:
     with pytest.raises(BadEvent):
         edge.handler({"source": "aws.s3", "detail-type": "Object Created", "detail": {}}, Context())
