@@ -36,7 +36,7 @@ from shared.queues import RECEIVE_CONFIG, SEND_CONFIG, Message, Queue
 from shared.server import ServerClient
 from shared.store import CLIENT_CONFIG, S3Store, StoredObject
 from tests.faults.oracle import Found, Upload
-from tests.faults.points.fleet import SERVER_TAG, Clients, new_group, new_template
+from tests.faults.points.fleet import KEY_PARAMETER, SERVER_TAG, Clients, new_group, new_template
 from tests.faults.points.house import House, serve
 from tests.faults.points.plan import Kind, Life, Plan
 from tests.faults.points.stage import NUMBERS
@@ -176,8 +176,9 @@ class Doorway(httpx.AsyncBaseTransport):
 
 
 def start_server(endpoint: str) -> str:
-    """The instance whose address the routers of all lanes find; the name of its launch template."""
-    ec2 = _session().client("ec2", endpoint_url=endpoint)
+    """The instance whose address the routers of all lanes find, and its key; the name of its launch template."""
+    ec2, ssm = (_session().client(service, endpoint_url=endpoint) for service in ("ec2", "ssm"))
+    ssm.put_parameter(Name=KEY_PARAMETER, Value=API_KEY, Type="SecureString", Overwrite=True)
     template = new_template(ec2)
     key, _, value = SERVER_TAG.partition("=")
     tags = [{"ResourceType": "instance", "Tags": [{"Key": key, "Value": value}]}]

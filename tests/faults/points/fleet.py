@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
+import httpx
 from botocore.exceptions import ClientError, ConnectionClosedError
 
 from tests.faults.points.plan import Life
@@ -18,6 +19,7 @@ from tests.faults.points.plan import Life
 T = TypeVar("T")
 GROUP_TAG = "tag:aws:autoscaling:groupName"
 SERVER_TAG = "role=gpu-server"
+KEY_PARAMETER = "/points/api-key"
 LARGEST = 3  # instances of the group
 
 
@@ -27,6 +29,7 @@ class Clients(NamedTuple):
     autoscaling: Any
     ec2: Any
     cloudwatch: Any
+    ssm: Any
 
 
 def new_template(ec2: Any) -> str:
@@ -54,14 +57,16 @@ def new_group(autoscaling: Any, template: str) -> str:
 
 @dataclass
 class MemoryFleet:
-    """The group, which nobody makes smaller than it is. `members`: whether they are protected, by their ids."""
+    """The group. `wrong`: that it was made smaller than it is. `members`: whether they are protected, by their ids."""
 
+    wrong: list[str] = field(default_factory=list)
     desired: int = 0
     members: dict[str, bool] = field(default_factory=dict)
     _started: int = 0
 
     def set_desired(self, capacity: int) -> None:
-        assert capacity >= len(self.members), "some would end, and nobody says which"
+        if capacity < len(self.members):
+            self.wrong.append(f"{capacity} instances wanted of {len(self.members)}: nobody says which are to end")
         if capacity > LARGEST:
             raise _refused(f"{capacity} is above max value {LARGEST}")
         self.desired = capacity
@@ -85,7 +90,7 @@ class MemoryFleet:
 
     def clients_for(self, life: Life) -> Clients:
         client = _Client(self, life)
-        return Clients(client, client, client)
+        return Clients(client, client, client, client)
 
 
 def _refused(why: str) -> ClientError:
@@ -134,6 +139,9 @@ class _Client:
         age = {"Timestamps": [EndTime], "Values": [60.0]}
         return self._call("GetMetricData", lambda: {"MetricDataResults": [age]})
 
+    def get_parameter(self, *, Name: str, **_: Any) -> Any:
+        return self._call("GetParameter", lambda: {"Parameter": {"Name": Name, "Value": "key"}})
+
     def get_paginator(self, name: str) -> "_OnePage":
         return _OnePage(getattr(self, name))
 
@@ -159,3 +167,15 @@ class _OnePage:
 
     def paginate(self, **arguments: Any) -> Iterator[Any]:
         yield self.call(**arguments)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What EC2's metadata service tells an instance, as `shared.imds.Imds` asks it."""
+
+    life: Life
+    instance: str
+
+    def get(self, name: str) -> str | None:
+        items = {"instance-id": self.instance, "instance-type": "g4dn.xlarge", "instance-life-cycle": "spot"}
+        return self.life.call(f"Metadata {name}", lambda: items.get(name), partial(httpx.ConnectError, "no answer"))

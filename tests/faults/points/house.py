@@ -23,7 +23,7 @@ from gpu_server.service import Service
 from gpu_server.track import Track
 from gpu_server.transcriber import Transcriber
 from shared.combine import Combiner, SessionTranscribed
-from shared.errors import PermanentError
+from shared.errors import PermanentError, TransientError
 from shared.jobs import Job, Options
 from shared.keys import parse_key
 from shared.server import Answer, Health, Limits, Said, Work
@@ -187,8 +187,11 @@ class Door:
             return Answer(Said.BUSY, error.status, error.type, error.detail, error.retry_after)
         except PermanentError as error:
             return Answer(Said.REFUSED, error.status, error.type, error.message)
-        except Exception as error:
+        except (TransientError, ConnectionError) as error:
             return Answer(Said.FAILED, message=type(error).__name__)  # 5xx, or no answer at all
+        except Exception as error:
+            self.life.plan.unexpected.append(f"the server failed of {error!r}")
+            return Answer(Said.FAILED, message=type(error).__name__)
 
 
 @cache

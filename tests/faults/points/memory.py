@@ -51,7 +51,7 @@ class MemoryWorld:
         self.store.hook = self._watch
         self._written: dict[str, bytes] = {}
         self.house = House(self.plan, self._serve)
-        self.fleet = MemoryFleet()
+        self.fleet = MemoryFleet(self.wrong)
         self.group = "group"
         self.dead_letters = MemoryQueue("memory/dlq", clock=self.clock, at_once=-1)
         self.failures = MemoryQueue("memory/failures", clock=self.clock, at_once=-1)

@@ -64,12 +64,16 @@ def kinds_apart(point: Point) -> Iterable[Kind]:
 
 
 class Plan:
-    """The faults of one run. `calls`: every point in order; `fired`: the faults that struck."""
+    """The faults of one run.
+
+    `calls`: every point in order; `fired`: the faults that struck; `unexpected`: errors that no port of ours raises.
+    """
 
     def __init__(self, *faults: Fault) -> None:
         self.faults = faults
         self.calls: list[Point] = []
         self.fired: list[Fault] = []
+        self.unexpected: list[str] = []
         self._waiting = {fault.point: fault for fault in faults}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()

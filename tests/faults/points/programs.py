@@ -13,7 +13,7 @@ from batch_worker.batch import Batch
 from batch_worker.capacity import Mode, Policy
 from batch_worker.drain import HEALTH_LIMITS, Drain, Tally
 from batch_worker.group import Group
-from batch_worker.instance import Instance, Member, membership
+from batch_worker.instance import Member, membership, this_instance
 from batch_worker.launcher import Launcher
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
@@ -23,12 +23,13 @@ from batch_worker.stopping import Stopping
 from batch_worker.work import Worker
 from router_lambda.discovery import CACHE_SECONDS, tagged
 from router_lambda.route import Router
+from router_lambda.server_key import stored
 from shared.combine import Combiner, SessionTranscribed
 from shared.queues import Queue
 from shared.server import ServerClient
 from shared.store import Store
 from shared.telemetry import unobserved
-from tests.faults.points.fleet import SERVER_TAG, Clients
+from tests.faults.points.fleet import KEY_PARAMETER, SERVER_TAG, Clients, Metadata
 from tests.faults.points.plan import Life
 
 VISIBILITY = 120  # seconds
@@ -70,14 +71,20 @@ class Ports(Protocol):
 
 def router(ports: Ports, life: Life) -> Router:
     """It asks EC2 for servers anew with each event."""
-    store, server = ports.store_for(life), ports.server_for(life)
+    store, clients = ports.store_for(life), ports.clients_for(life)
     clock = count(step=CACHE_SECONDS)
+    key = stored(clients.ssm, KEY_PARAMETER)
+
+    def connect(url: str) -> ServerClient:
+        key()
+        return ports.server_for(life)
+
     return Router(
         store=store,
         queue=ports.queue_for(life, "jobs"),
         combiner=Combiner(store, ports.publisher_for(life)),
-        discover=tagged(ports.clients_for(life).ec2, SERVER_TAG, port=8000, clock=lambda: next(clock)),
-        connect=lambda url: server,
+        discover=tagged(clients.ec2, SERVER_TAG, port=8000, clock=lambda: next(clock)),
+        connect=connect,
         sleep=lambda seconds: None,
     )
 
@@ -143,7 +150,8 @@ def _batch(ports: Ports, life: Life, leases: Leases, tally: Tally, recorder: Rec
 
 def stay(ports: Ports, life: Life, batch: Batch, instance: str) -> Stay:
     """The worker on an instance of the group."""
-    member = membership(ports.clients_for(life).autoscaling, Instance(instance, "g4dn.xlarge", "spot"))
+    here = this_instance(Metadata(life, instance))  # type: ignore[arg-type]
+    member = membership(ports.clients_for(life).autoscaling, here) if here else None
     placed = Placed(member.client, member.id, member.group, life, ports) if member else None
     return Stay(batch, placed, IDLE_SECONDS, clock=ports.clock)
 

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from batch_worker.batch import Batch, Summary
 from batch_worker.capacity import Occasion
 from router_lambda.route import Router
-from shared.errors import TransientError
+from shared.errors import RouterError, TransientError
 from shared.jobs import Job, JobMessage, Reason
 from shared.keys import Session
 from shared.transcript import Transcript
@@ -53,6 +54,7 @@ class Stage:
     session: Session = Session("ann", "standup")
     found: list[str] = field(default_factory=list)  # what is wrong
     _router: Router | None = None
+    _router_life: Life = field(init=False)
 
     def key(self, chunk: int) -> str:
         return f"{self.session.audio_prefix}chunk-{chunk}.wav"
@@ -70,16 +72,15 @@ class Stage:
 
     def route(self, event: dict[str, Any]) -> None:
         """An asynchronous invocation: two retries, then the failure destination."""
-        for _ in range(LAMBDA_TRIES):
-            try:
-                router = self._router = self._router or programs.router(self.world, Life(self.plan, "router"))
-                router.handle(event, remaining=lambda: LAMBDA_SECONDS)
-                return
-            except Crash:
-                self._router = None
-            except Exception:  # whatever the handler raises, Lambda tries again
-                pass
-        self.fail(event)
+
+        def handle() -> None:
+            if self._router is None or self._router_life.over:
+                self._router_life = Life(self.plan, "router")
+                self._router = programs.router(self.world, self._router_life)
+            self._router.handle(event, remaining=lambda: LAMBDA_SECONDS)
+
+        if not self._invoked(handle):
+            self.fail(event)
 
     def fail(self, event: dict[str, Any]) -> None:
         """What Lambda sends to the failure destination."""
@@ -138,10 +139,19 @@ class Stage:
 
     def _launch(self) -> None:
         """The schedule's event, an asynchronous invocation like the router's."""
+        self._invoked(lambda: programs.launcher(self.world, Life(self.plan, "launcher")).run(Occasion.WINDOW))
+
+    def _invoked(self, handle: Callable[[], object]) -> bool:
+        """Whether one of Lambda's tries of an asynchronous event ended well."""
         for _ in range(LAMBDA_TRIES):
-            with suppress(Crash, Exception):  # whatever it raises, Lambda tries again
-                programs.launcher(self.world, Life(self.plan, "launcher")).run(Occasion.WINDOW)
-                return
+            try:
+                handle()
+                return True
+            except (Crash, RouterError, BotoCoreError, ClientError):
+                pass  # killed, or without an answer from AWS: it gets another try
+            except Exception as error:
+                self.plan.unexpected.append(f"a function failed of {error!r}")
+        return False
 
     def _stay(self) -> None:
         """Whichever instance there is, its supervisor starts the worker again when that fails (user-data.sh).
@@ -256,4 +266,5 @@ def play(scene: str, world: World, plan: Plan) -> Run:
     """One run. A fault that does not strike is wrong too: its run would show nothing."""
     stage = Stage(world, plan)
     SCENES[scene](stage)
-    return Run(scene, plan, [*stage.found, *world.wrong, *(f"{SLEPT}: {fault}" for fault in missed(plan))])
+    slept = [f"{SLEPT}: {fault}" for fault in missed(plan)]
+    return Run(scene, plan, [*stage.found, *world.wrong, *plan.unexpected, *slept])

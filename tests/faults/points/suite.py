@@ -35,6 +35,8 @@ SERVICES = {
     "Queue": "SQS",
     "PutEvents": "EventBridge",
     "DescribeInstances": "EC2",
+    "Metadata": "instance metadata",
+    "GetParameter": "SSM",
     "GetMetricData": "CloudWatch",
     "AutoScaling": "Auto Scaling",
     "ScalingActivities": "Auto Scaling",

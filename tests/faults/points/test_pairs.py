@@ -1,6 +1,7 @@
 """One fault and two faults in one run, on the in-memory ports: some here, all of the pairs in `make faults`."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from batch_worker.launcher import Launcher
 from batch_worker.letters import Letters
 from batch_worker.stay import Stay
 from batch_worker.work import Worker
+from gpu_server.service import Service
 from router_lambda.route import Router
 from shared.combine import Combined, Combiner, Status
 from shared.queues import Message
@@ -92,6 +94,18 @@ def look_at_json_only(combine: Method) -> Method:
     return mistaken
 
 
+def fail_once(method: Method) -> Method:
+    """Of an error of our own, which the next try would hide."""
+    tries = count()
+
+    def mistaken(*arguments: Any, **named: Any) -> Any:
+        if next(tries) == 0:
+            raise TypeError("not what any port raises")
+        return method(*arguments, **named)
+
+    return mistaken
+
+
 def start_nobody(run: Method) -> Method:
     return lambda launcher, occasion: None
 
@@ -115,6 +129,9 @@ def end_at_once(run: Method) -> Method:
         (Router, "handle", swallow_errors, "night", "router"),
         (Worker, "_complete_session", leave_sessions, "night", "server"),
         (Combiner, "combine", look_at_json_only, "night", "server"),
+        (Router, "handle", fail_once, "night", "router"),
+        (Service, "start_job", fail_once, "live", "server"),
+        (Launcher, "run", fail_once, "fleet", "launcher"),
         (Launcher, "run", start_nobody, "fleet", "launcher"),
         (Stay, "run", end_at_once, "fleet", "worker"),
     ],
