@@ -238,6 +238,7 @@ class Scheduler:
         except Exception as error:  # whatever it is, somebody waits for it
             if len(windows) == 1:
                 return [error]
+            logger.warning("a batch failed: in halves now", extra={"windows": len(windows), "reason": repr(error)})
             if isinstance(error, OutOfMemory):
                 self._most_frames = max(windows[0].frames, self._most_frames // 2)
         half = len(windows) // 2

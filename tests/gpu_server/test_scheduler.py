@@ -160,12 +160,15 @@ def test_a_shared_window_is_never_longer_than_the_recognizer_hears() -> None:
     assert max(len(w.audio) for batch in held.batches for w in batch) <= 30 * SAMPLE_RATE
 
 
-def test_a_full_device_gets_the_batch_in_halves() -> None:
+def test_a_full_device_gets_the_batch_in_halves_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     held = Held(Reader(room=3))
     futures = [held.scheduler.submit(window(n), owner=n) for n in range(1, 9)]
     held.release()
     assert [numbers(future.result(timeout=20)) for future in futures] == [[n] for n in range(1, 9)]
     assert all(len(batch) <= 3 for batch in held.batches)
+    logged = [(record.getMessage(), vars(record)["windows"], record.levelname) for record in caplog.records]
+    assert logged == [("a batch failed: in halves now", windows, "WARNING") for windows in (8, 4, 4)]
+    assert all("OutOfMemory" in vars(record)["reason"] for record in caplog.records)
 
 
 def test_a_window_that_does_not_fit_alone_fails_alone() -> None:
