@@ -15,6 +15,7 @@ from cli.demo import NORMALIZE
 
 Call = Callable[[], str]
 TICKS = os.sysconf("SC_CLK_TCK")  # per second, in /proc/<pid>/stat
+GONE = (FileNotFoundError, ProcessLookupError)  # a process that ended while it was looked at; all else is no number
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,14 @@ def peak_bytes(pid: int) -> int | None:
 
 def reset_peak(pid: int) -> None:
     for process, _ in _tree(pid):
-        with suppress(OSError):
+        with suppress(*GONE):
             Path(f"/proc/{process}/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
 def _status(pid: int, field: str) -> int | None:
     total = 0
     for process, _ in _tree(pid):
-        with suppress(OSError):
+        with suppress(*GONE):
             found = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
             total += int(found.group(1)) * 1024 if found else 0
     return total or None
@@ -153,7 +154,7 @@ def _tree(root: int) -> Iterator[tuple[int, list[str]]]:
     """A process and its descendants: number, and the fields of `stat` behind the name."""
     stats: dict[int, list[str]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
+        with suppress(OSError):  # gone meanwhile, or a stranger's that this user may not look at
             stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
     wanted = [root]
     while wanted:

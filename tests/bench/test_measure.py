@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 
@@ -111,6 +112,26 @@ def test_a_process_has_processor_time_and_memory() -> None:
     assert peak is not None
     assert now is not None
     assert peak > 1_000_000
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system has no /proc")
+def test_memory_that_may_not_be_looked_at_is_no_memory_of_nought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a peak that was not reset one since then; but a child may end at any moment."""
+
+    def refuse(error: type[OSError]) -> None:
+        refused = Mock(side_effect=error)
+        monkeypatch.setattr(measure.Path, "write_text", refused)
+        monkeypatch.setattr(measure, "_tree", lambda root: iter([(root, [])]))
+        monkeypatch.setattr(measure.Path, "read_text", refused)
+
+    refuse(ProcessLookupError)
+    reset_peak(os.getpid())
+    assert peak_bytes(os.getpid()) is None
+    refuse(PermissionError)
+    with pytest.raises(PermissionError):
+        reset_peak(os.getpid())
+    with pytest.raises(PermissionError):
+        peak_bytes(os.getpid())
 
 
 def test_a_process_that_is_not_there_has_none() -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import resource
 import socket
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from bench.measure import peak_bytes
 from gpu_server.decoding import BYTES_PER_SAMPLE, Decoded, Limits, MediaError
+from tests.faults.chaos.programs import children
 from tests.faults.fuzz.broken import Case, samples
 
 LIMITS = Limits(max_seconds=600)
@@ -68,17 +68,14 @@ def judge(decode: Decode, cases: Iterable[Case], folder: Path) -> Verdicts:
         verdicts.slowest = max(verdicts.slowest, (seconds, case.name))
     if _seconds(decode, samples()["webm"], folder) != lengths["webm"]:
         verdicts.violations.append("genuine files are not decoded as before")
-    verdicts.peak_bytes = (peak_bytes(os.getpid()) or 0) - _own_peak()
+    verdicts.peak_bytes = sum(peak_bytes(child) or 0 for child in children(os.getpid()))
+    assert verdicts.peak_bytes, "no decoder whose memory can be read"
     return verdicts
 
 
 def _seconds(decode: Decode, body: bytes, folder: Path) -> float:
     (folder / "genuine").write_bytes(body)
     return decode(folder / "genuine", folder / "genuine.pcm").duration
-
-
-def _own_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass
@@ -114,7 +111,7 @@ def _watched(file: Path, sprung: list[str]) -> Iterator[None]:
         raise OSError(ctypes.get_errno(), "inotify")
     try:
         yield
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError):  # nobody has touched it
             if os.read(watch, 4096):
                 sprung.append("file opened")
     finally:
