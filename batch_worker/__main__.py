@@ -47,7 +47,7 @@ def main() -> int:
     try:
         settings = load(WorkerSettings)
     except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return EXIT_SETTINGS
     stopping = Stopping(settings.drain_timeout)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _report(summary: Summary) -> int:
-    print(summary.text())  # noqa: T201
+    print(summary.text())
     return 0 if summary.all_done else EXIT_LEFT
 
 

@@ -232,7 +232,7 @@ class Drain:
             return self.worker.stitch(unit.jobs)
         except TransientError as error:
             logger.warning("a stitched pass was not finished", extra={"reason": str(error)})
-        except Exception:  # as in _work
+        except Exception:  # a bug of ours must not end the run: each job gets its own turn
             logger.exception("a stitched pass failed unexpectedly")
         return {}
 

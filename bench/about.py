@@ -39,10 +39,10 @@ def machine(device: str = "cpu") -> str:
     cores = f"{os.cpu_count()} cores {platform.machine()}"
     if device == "cuda":
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        with suppress(OSError):
+        with suppress(OSError):  # no nvidia-smi
             gpu = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603  no input
             return f"{' + '.join(gpu.splitlines())}, {cores}"
-    with suppress(OSError):
+    with suppress(OSError):  # not Linux
         if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return f"{found.group(1)}, {cores}"
     return cores

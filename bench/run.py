@@ -246,7 +246,7 @@ class Bench:
         try:
             with self._console.status(what):
                 action()
-        except Exception as error:
+        except Exception as error:  # it becomes the row's own result
             self._console.print(f"[red]✗[/] {what}")
             return f"{type(error).__name__}: {error}"
         self._console.print(f"[green]✓[/] {what}")

@@ -142,7 +142,7 @@ class LocalStack:
     def client(self, service: str) -> Any:
         """A boto3 client as the account's owner."""
         settings = self.settings()
-        return boto3.client(  # type: ignore[call-overload]
+        return boto3.client(  # type: ignore[call-overload]  # the stubs want a literal name
             service,
             region_name=REGION,
             endpoint_url=settings["AWS_ENDPOINT_URL"],

@@ -65,6 +65,7 @@ class Place:
 
     def client(self, service: str) -> Any:
         config = RECEIVE_CONFIG if service == "sqs" else CLIENT_CONFIG
+        # The stubs want a literal name.
         return boto3.client(service, region_name=self.settings.aws_region, config=config)  # type: ignore[call-overload]
 
     def store(self, bucket: str | None = None) -> S3Store:

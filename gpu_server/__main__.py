@@ -58,7 +58,7 @@ def main() -> int:
     try:
         settings = load(ServerSettings)
     except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return EXIT_SETTINGS
     leave = Exit()
     # uvicorn raises the signal that stopped it once more when it is done: then we leave, with our own status.

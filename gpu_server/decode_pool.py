@@ -180,7 +180,7 @@ def _confine(memory_bytes: int, output_bytes: int) -> None:
         (resource.RLIMIT_NOFILE, OPEN_FILES),
     ):
         resource.setrlimit(limit, (value, value))
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # not allowed, or no such call on this system
         # No network at all where the container lets us; the demuxer allow-list is the first wall.
         ctypes.CDLL(None).unshare(CLONE_NEWNET)
 

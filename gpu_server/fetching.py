@@ -113,7 +113,7 @@ def fetch_url(
                 allow_hosts=allow_hosts,
                 allow_http=allow_http,
             )
-    except BaseException:
+    except BaseException:  # also when interrupted: nothing is left behind
         destination.unlink(missing_ok=True)
         raise
 

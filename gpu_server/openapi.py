@@ -55,7 +55,7 @@ def complete(app: FastAPI, *, keys: bool) -> None:
                     operation["security"] = [] if path in OPEN_PATHS else [{name: []} for name in KEY_SCHEMES]
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
 
 def _response(status: int) -> dict[str, Any]:

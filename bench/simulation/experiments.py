@@ -19,6 +19,7 @@ ROUTER_SECONDS = 0.7  # of a function, for one chunk at most
 def loaded(base: Scenario, chunks: int, **changes: object) -> Scenario:
     """That many chunks a day, and a router that takes them; as coarse as that needs."""
     needed = int(chunks / DAY * PEAK * ROUTER_SECONDS * 1.5)
+    # mypy cannot match **changes to fields.
     scenario = replace(base, chunks=chunks, concurrency=max(base.concurrency, needed), **changes)  # type: ignore[arg-type]
     return scenario.coarse()
 

@@ -76,8 +76,8 @@ class Instance:
     def __init__(self, world: World, fleet: "Fleet", seed: str) -> None:
         self._world = world
         self._fleet = fleet
-        self.id = f"i-{random.Random(f'id of {seed}').getrandbits(68):017x}"  # noqa: S311
-        self._rng = random.Random(seed)  # noqa: S311
+        self.id = f"i-{random.Random(f'id of {seed}').getrandbits(68):017x}"
+        self._rng = random.Random(seed)
         self._held: list[Message] = []
         self._unit: list[Message] = []  # of what is held: what is being heard
         self._done_at = math.inf  # when what is being heard will be

@@ -26,7 +26,7 @@ class Launcher:
         self._decide = decide
         self._policy = world.scenario.policy()
         self._ages: deque[float] = deque(maxlen=AGE_MEMORY)
-        self._first = random.Random(f"watch {world.scenario.seed}").uniform(0, WATCH)  # noqa: S311
+        self._first = random.Random(f"watch {world.scenario.seed}").uniform(0, WATCH)
         self.reasons: Counter[Reason] = Counter()
 
     def measure(self) -> None:

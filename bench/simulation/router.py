@@ -23,7 +23,7 @@ class Router:
     def __init__(self, world: World, fleet: Fleet) -> None:
         self._world = world
         self._fleet = fleet
-        self._rng = random.Random(f"router {world.scenario.seed}")  # noqa: S311
+        self._rng = random.Random(f"router {world.scenario.seed}")
         self._chance = np.random.default_rng(world.scenario.seed)
         self._free = 0.0  # when all events so far have had their function
 

@@ -37,7 +37,7 @@ def start(command: Sequence[str | Path], *, environment: Mapping[str, str], log:
 
 def runs(pid: int, module: str) -> bool:
     """Whether process `pid` is `python -m module`: numbers are reused, and a stale one must not kill a stranger."""
-    with contextlib.suppress(ChildProcessError):
+    with contextlib.suppress(ChildProcessError):  # not our child
         os.waitpid(pid, os.WNOHANG)  # a child of ours that ended is a zombie until someone looks
     return module in _command_line(pid)
 

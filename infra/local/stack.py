@@ -74,7 +74,7 @@ def start_emulator(home: Path, port: int | None = None) -> Emulator:
     emulator = Emulator(process.pid, f"http://127.0.0.1:{port}", log)
     try:
         _wait_until_healthy(process, emulator)
-    except BaseException:
+    except BaseException:  # also on Ctrl-C: no emulator is left behind
         stop(process.pid, grace_seconds=1)
         raise
     return emulator

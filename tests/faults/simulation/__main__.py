@@ -10,15 +10,15 @@ from tests.faults.simulation.simulate import simulate
 
 def main(first: int, count: int = 1) -> int:
     if count == 1:
-        print(draw(first))  # noqa: T201
+        print(draw(first))
     began = time.process_time()
     result = simulate(range(first, first + count))
     rate = count / (time.process_time() - began)
-    print(f"{count} schedules, {rate:.0f} a second, {result.steps / count:.0f} steps each")  # noqa: T201
+    print(f"{count} schedules, {rate:.0f} a second, {result.steps / count:.0f} steps each")
     for kind, number in Counter(word.split("(")[0] for all in result.violations.values() for word in all).most_common():
-        print(f"{number:6} {kind}")  # noqa: T201
+        print(f"{number:6} {kind}")
     for seed, words in list(result.violations.items())[:10]:
-        print(f"seed {seed}: {'; '.join(words)}")  # noqa: T201
+        print(f"seed {seed}: {'; '.join(words)}")
     return 1 if result.violations else 0
 
 
