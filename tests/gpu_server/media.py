@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from gpu_server.decode_pool import decode_here
@@ -20,6 +21,7 @@ from gpu_server.decoding import Decoded, Limits
 
 DATA = Path(__file__).parents[1] / "data"
 SPEECH = Path(__file__).parents[3] / "shared" / "speech"  # not part of the project; may be absent
+NEEDS_SPEECH = pytest.mark.skipif(not SPEECH.is_dir(), reason="the speech samples are not part of the project")
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 

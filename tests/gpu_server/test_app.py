@@ -226,7 +226,7 @@ def test_a_full_disk_is_not_the_audios_fault_and_no_try(
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.parametrize("size", [100_000, 5_000_000])  # bytes; from a megabyte on the upload itself goes to the disk
 def test_an_upload_for_which_there_is_no_room_may_come_again(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int

@@ -230,12 +230,15 @@ def test_errors_cross_the_process_boundary(error: type[MediaError]) -> None:
     assert 400 <= error.status < 500
 
 
-@pytest.mark.skipif(not media.SPEECH.is_dir(), reason="needs the browser recordings beside the checkout")
+@media.NEEDS_SPEECH
 def test_a_real_browsers_chunks(tmp_path: Path) -> None:
     browser = media.SPEECH / "browser"
-    for chunk in sorted((browser / "restart").glob("*.webm")):
+    restarted = list((browser / "restart").glob("*.webm"))
+    assert restarted
+    for chunk in restarted:
         assert decode(chunk, tmp_path / "pcm", limits=LIMITS).duration > 0.1
     first, *others = sorted((browser / "timeslice").glob("*.webm"))
+    assert others
     assert decode(first, tmp_path / "pcm", limits=LIMITS).duration == pytest.approx(5, abs=0.1)
     for chunk in others:
         with pytest.raises(decoding.HeaderMissing):

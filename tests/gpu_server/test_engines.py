@@ -178,7 +178,7 @@ def test_nothing_was_asked_of_the_network(ears: Ears) -> None:
     assert dialled == []
 
 
-@pytest.mark.skipif(not media.SPEECH.is_dir(), reason="needs the collected speech beside the checkout")
+@media.NEEDS_SPEECH
 @pytest.mark.parametrize(
     "name",
     [
@@ -300,7 +300,7 @@ def test_a_language_is_settled_once_and_silence_has_none(multilingual: Engine, t
     ears.listener.close()
 
 
-@pytest.mark.skipif(not media.SPEECH.is_dir(), reason="needs the collected speech beside the checkout")
+@media.NEEDS_SPEECH
 def test_recordings_of_many_languages_at_once_are_each_heard_in_their_own(multilingual: Engine, tmp_path: Path) -> None:
     names = {f"fleurs_{language}_00{n}.ogg": language for language in ("de", "en", "es", "fr", "pt") for n in (3, 4)}
     ears = Ears(multilingual)
@@ -439,7 +439,7 @@ def test_aligning_a_batch_gives_what_aligning_one_by_one_gives(wav2vec2: Path, t
                 assert (one.word, one.end) == (other.word, pytest.approx(other.end, abs=0.05))
 
 
-@pytest.mark.skipif(not media.SPEECH.is_dir(), reason="needs the collected speech beside the checkout")
+@media.NEEDS_SPEECH
 def test_every_kind_of_recording_gets_a_sane_transcript_or_a_clear_reason(tmp_path: Path) -> None:
     """A third of the collected short files at once, as a busy server hears them."""
     with (media.SPEECH / "manifest.tsv").open() as file:

@@ -152,9 +152,11 @@ def test_other_files_are_no_continuations_and_left_alone(case: str, store: Memor
     assert store.trace == []
 
 
-@pytest.mark.skipif(not media.SPEECH.exists(), reason="the speech samples are not part of the project")
+@media.NEEDS_SPEECH
 def test_no_file_of_real_speech_is_a_continuation() -> None:
-    for path in media.SPEECH.glob("*.*"):
+    files = list(media.SPEECH.glob("*.*"))
+    assert files
+    for path in files:
         with path.open("rb") as file:
             assert continuation_of(file.read(1 << 20)) is None, path.name
 
@@ -297,7 +299,7 @@ def test_the_chunk_before_is_not_asked_for_when_nothing_was_cut(store: MemorySto
         assert reads(store, Recordings(store), "3", whole[border:], tmp_path) == ["1"]
 
 
-@pytest.mark.skipif(not (media.SPEECH / "browser").exists(), reason="real recordings are not part of the project")
+@media.NEEDS_SPEECH
 def test_a_real_recording_of_chromium_comes_out_whole(tmp_path: Path) -> None:
     parts = [path.read_bytes() for path in sorted((media.SPEECH / "browser/timeslice").glob("chunk-*.webm"))]
     assert sum(in_order(parts, tmp_path)) == samples(b"".join(parts), tmp_path)

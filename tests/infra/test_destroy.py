@@ -718,7 +718,10 @@ def test_a_deployer_deploys_it_uses_it_and_destroys_it_and_nothing_is_left(
         deployer["AWS_ACCESS_KEY_ID"], deployer["AWS_SECRET_ACCESS_KEY"], deployer["AWS_SESSION_TOKEN"], REGION
     )
     config = Config(retries={"total_max_attempts": 1})
-    as_deployer = lambda service: session.client(service, endpoint_url=emulator.endpoint, config=config)  # noqa: E731
+
+    def as_deployer(service: str) -> Any:
+        return session.client(service, endpoint_url=emulator.endpoint, config=config)
+
     answers = {name: outcome(lambda aws, _, c=call: c(aws), as_deployer, {}) for name, call in BEYOND.items()}
     denied = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError"}
     assert {name: answer for name, answer in answers.items() if answer not in denied} == {}

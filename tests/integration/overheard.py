@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +38,7 @@ class Overheard:
         return sum(said.count(words) for said in self._said)
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the door was closed, or nobody is upstream
             while True:
                 near, _ = self._door.accept()
                 far = socket.create_connection(self._upstream)
@@ -48,11 +48,18 @@ class Overheard:
                     threading.Thread(target=self._pass_on, args=way, daemon=True).start()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, said: bytearray, waiting: list[Any]) -> None:
-        with contextlib.suppress(OSError):
-            while piece := source.recv(65536):
-                said += piece
-                for one in [one for one in waiting if all(word in said for word in one[0])]:
-                    waiting.remove(one)
-                    one[1]()
+        for piece in _pieces(source):
+            said += piece
+            for one in [one for one in waiting if all(word in said for word in one[0])]:
+                waiting.remove(one)
+                one[1]()
+            with contextlib.suppress(OSError):  # it has hung up, as the other way notices
                 target.sendall(piece)
+        with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+
+
+def _pieces(source: socket.socket) -> Iterator[bytes]:
+    with contextlib.suppress(OSError):  # it has hung up
+        while piece := source.recv(65536):
+            yield piece
