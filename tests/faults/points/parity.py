@@ -1,26 +1,29 @@
 """The in-memory ports beside the real ones on a real or local AWS: the same calls, the same answers, the same errors.
 
-Everything else in the fault suite rests on the in-memory ports, so they must not be kinder than S3, SQS and Auto
-Scaling are. What is not compared, since AWS promises less or something else than an emulator does (the in-memory ports
-do as AWS documents):
+The pairs of faults rest on `tests.fakes` and `fleet`, the schedules on the simulation's own ports: none of them may be
+kinder than S3, SQS and Auto Scaling are. What is not compared, since AWS promises less or something else than an
+emulator does (the in-memory ports do as AWS documents):
 
 - SQS promises no order, and a short poll may miss messages: whole queues are received, and compared as sets.
 - Deleting with a receipt that a later receive has replaced: AWS says yes and may delete nothing, MiniStack refuses,
-  moto deletes. In memory nothing is deleted.
+  moto deletes. In memory nothing is deleted; in the simulation sometimes it is.
 - Deleting once more what is deleted: AWS and moto say yes, MiniStack refuses. In memory it is well.
 - Changing the visibility of a message whose lease is over: AWS refuses (MessageNotInflight), both emulators hide it
   again. In memory it is refused.
 - More instances than a group may have: AWS and MiniStack refuse, moto starts them. In memory it is refused.
 - Ending an instance that has ended: AWS and MiniStack refuse, moto breaks. In memory it is refused.
 - Groups are not made smaller than they are: the launcher never does, and which instances would go is nobody's promise.
-- S3 gives times to the second. In memory no two writes are of the same second, unless a test says so.
+- S3 gives times to the second. In `MemoryStore` no two writes are of the same second, unless a test says so.
+- How long a job's audio is, for the launcher alone: in memory no message says it, so that jobs here have no size.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -42,11 +45,16 @@ from hypothesis.stateful import (
 from batch_worker.group import Group, Standing
 from batch_worker.instance import Instance, Member, membership
 from infra.local import stack
+from shared.jobs import Job, Reason
 from shared.queues import Message, Queue, QueueUnavailable
 from shared.store import ABSENT, CLIENT_CONFIG, Changed, ObjectInfo, PreconditionFailed, S3Store, Store
 from tests.fakes import MemoryQueue, MemoryStore
 from tests.faults.points.fleet import LARGEST, Clients, MemoryFleet, new_group, new_template
 from tests.faults.points.plan import Life, Plan
+from tests.faults.simulation.faults import Faults
+from tests.faults.simulation.ports import SimQueue, SimStore
+from tests.faults.simulation.scheduler import NEVER, Process, Scheduler
+from tests.faults.simulation.threads import Task
 
 KEYS = ("a", "a/b", "a/b c", "a/b+c", "a/é", "a/☕", "A", "b%20c", "a/b/metadata.json")
 PREFIXES = ("", "a", "a/", "a/b", "b%", "none")
@@ -90,9 +98,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory, self.real = MemoryStore(BUCKET), S3Store(self.cloud.s3, BUCKET)
+        self.memory, self.real = self.in_memory(), S3Store(self.cloud.s3, BUCKET)
         self.root = f"{uuid4().hex}/"
         self.etags: list[str] = ["0" * 32]
+
+    @staticmethod
+    def in_memory() -> Any:
+        return MemoryStore(BUCKET)
 
     def both(self, call: Callable[[Store], Any]) -> Any:
         answers = [_answer(call, store) for store in (self.memory, self.real)]
@@ -101,10 +113,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), body=st.sampled_from(BODIES))
     def upload(self, key: str, body: bytes) -> None:
-        etag = self.memory.upload(self.root + key, body)
-        answer = self.cloud.s3.put_object(Bucket=BUCKET, Key=self.root + key, Body=body)
-        assert answer["ETag"].strip('"') == etag
-        self.etags.append(etag)
+        self.memory.upload(self.root + key, body)
+        self.cloud.s3.put_object(Bucket=BUCKET, Key=self.root + key, Body=body)
+        info = self.both(lambda store: _told(store.head(self.root + key)))
+        self.etags.append(info[1])
 
     @rule(key=st.sampled_from(KEYS))
     def delete(self, key: str) -> None:
@@ -115,7 +127,7 @@ class StoreMachine(RuleBasedStateMachine):
         key=st.sampled_from(KEYS),
         body=st.sampled_from(BODIES),
         which=st.sampled_from(("absent", "current", "some")),
-        metadata=st.sampled_from((None, {}, {"view": "v 1", "live": "0"})),
+        metadata=st.sampled_from((None, {"view": "v 1", "live": "0"})),
         data=st.data(),
     )
     def put(self, key: str, body: bytes, which: str, metadata: dict[str, str] | None, data: st.DataObject) -> None:
@@ -130,6 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
         if isinstance(etag, str):
             self.etags.append(etag)
+            self._list(self.root + key)  # which tells no metadata
 
     @rule(key=st.sampled_from(KEYS))
     def get(self, key: str) -> None:
@@ -152,10 +165,20 @@ class StoreMachine(RuleBasedStateMachine):
 
         self.both(download)
 
-    @rule(prefix=st.sampled_from(PREFIXES), after=st.sampled_from(("", *KEYS)))
+    @rule(prefix=st.sampled_from(PREFIXES), after=st.one_of(st.just(""), st.sampled_from(KEYS)))
     def list(self, prefix: str, after: str) -> None:
-        after = after and self.root + after
-        self.both(lambda store: [_told(info) for info in store.list(self.root + prefix, after=after)])
+        self._list(self.root + prefix, after=after and self.root + after)
+
+    def _list(self, prefix: str, *, after: str = "") -> None:
+        self.both(lambda store: [_told(info) for info in store.list(prefix, after=after)])
+
+
+class SimStoreMachine(StoreMachine):
+    """`SimStore` beside `S3Store`."""
+
+    @staticmethod
+    def in_memory() -> Any:
+        return Calm().store()
 
 
 def _answer(call: Callable[[Any], Any], port: Any) -> Any:
@@ -171,6 +194,43 @@ def _answer(call: Callable[[Any], Any], port: Any) -> Any:
 def _told(info: ObjectInfo | None) -> tuple[Any, ...] | None:
     """All but the time."""
     return (info.key, info.etag, info.size, info.metadata) if info else None
+
+
+class Calm:
+    """A schedule without faults, for the simulation's ports: each call is its only actor, until it is over."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(Random(0), change_gap=1.0, limit=NEVER)
+        self._faults = Faults(self.scheduler, Random(0))
+
+    def store(self) -> Any:
+        return _Alone(SimStore(self.scheduler, self._faults, _Disk()), self.scheduler)
+
+    def queue(self, *, dead_letters: Any = None) -> Any:
+        letters = dead_letters and dead_letters.port
+        queue = SimQueue("q", self.scheduler, self._faults, dead_letters=letters, max_receives=MOST_RECEIVES)
+        return _Alone(queue, self.scheduler)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    port: Any
+    scheduler: Scheduler
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            task = Task(self.scheduler, Process("alone"), partial(getattr(self.port, name), *arguments, **named))
+            self.scheduler.run()
+            return task.result()
+
+        return call
+
+
+class _Disk(dict[Any, bytes]):
+    """A folder on the simulation's stage that is one of this machine's."""
+
+    def __setitem__(self, path: Path, body: bytes) -> None:
+        path.write_bytes(body)
 
 
 @dataclass(frozen=True)
@@ -190,10 +250,16 @@ class QueueMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dead = MemoryQueue("dead", at_once=0), new_queue(self.cloud)
-        self.memory = MemoryQueue(at_once=0, dead_letters=self.dead[0], most_receives=MOST_RECEIVES)
-        self.real = new_queue(self.cloud, dead_letters=self.dead[1])
+        memory, dead = self.in_memory()
+        self.dead = dead, new_queue(self.cloud)
+        self.memory, self.real = memory, new_queue(self.cloud, dead_letters=self.dead[1])
         self.sent = 0
+
+    @staticmethod
+    def in_memory() -> tuple[Any, Any]:
+        """The queue, and its dead letters."""
+        dead = MemoryQueue("dead", at_once=0)
+        return MemoryQueue(at_once=0, dead_letters=dead, most_receives=MOST_RECEIVES), dead
 
     def both(self, call: Callable[[Queue], Any]) -> Any:
         answers = [_answer(call, queue) for queue in (self.memory, self.real)]
@@ -203,8 +269,20 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.sent < MESSAGES)
     @rule(delay=st.sampled_from((0, 0, 900)), attributes=st.sampled_from((None, {"reason": "ü"})))
     def send(self, delay: int, attributes: dict[str, str] | None) -> None:
-        self.sent += 1
-        self.both(lambda queue: queue.send_raw(f"message {self.sent}", delay=delay, attributes=attributes))
+        [job] = self._jobs(1)
+        self.both(lambda queue: queue.send_raw(job.model_dump_json(), delay=delay, attributes=attributes))
+
+    @precondition(lambda self: self.sent < MESSAGES)
+    @rule(delay=st.sampled_from((0, 900)))
+    def send_job(self, delay: int) -> None:
+        [job] = self._jobs(1)
+        self.both(lambda queue: queue.send(job, Reason.FORCED, delay=delay))
+
+    @precondition(lambda self: self.sent < MESSAGES)
+    @rule(data=st.data())
+    def send_all(self, data: st.DataObject) -> None:
+        jobs = self._jobs(data.draw(st.integers(1, MESSAGES - self.sent)))
+        self.both(lambda queue: queue.send_all(jobs, Reason.SWEPT))
 
     @rule(target=held)
     def receive(self) -> Any:
@@ -249,6 +327,12 @@ class QueueMachine(RuleBasedStateMachine):
     def count(self) -> None:
         self.both(lambda queue: queue.backlog())
 
+    def _jobs(self, count: int) -> list[Job]:
+        """New ones."""
+        self.sent += count
+        numbers = range(self.sent - count, self.sent)
+        return [Job(bucket=BUCKET, key=f"users/ann/audio/{number}é.webm", etag="e") for number in numbers]
+
     def _both_with(self, twin: Twin, call: Callable[[Any, Message], Any]) -> None:
         answers = [
             _answer(lambda queue: call(queue, twin.memory), self.memory),
@@ -257,10 +341,20 @@ class QueueMachine(RuleBasedStateMachine):
         assert answers[0] == answers[1]
 
 
-def _receive(memory: MemoryQueue, real: Queue, *, counts: bool = True) -> Iterator[Twin]:
+class SimQueueMachine(QueueMachine):
+    """`SimQueue` beside `Queue`."""
+
+    @staticmethod
+    def in_memory() -> tuple[Any, Any]:
+        calm = Calm()
+        dead = calm.queue()
+        return calm.queue(dead_letters=dead), dead
+
+
+def _receive(memory: Any, real: Queue, *, counts: bool = True) -> Iterator[Twin]:
     """Everything that is visible, from both."""
     sides = [
-        {message.body: message for message in queue.receive(most=10, wait=0, visibility=LONG)}
+        {_timeless(message.body): message for message in queue.receive(most=10, wait=0, visibility=LONG)}
         for queue in (memory, real)
     ]
     told = [
@@ -270,6 +364,11 @@ def _receive(memory: MemoryQueue, real: Queue, *, counts: bool = True) -> Iterat
     assert told[0] == told[1]
     for body in sorted(sides[0]):
         yield Twin(sides[0][body], sides[1][body])
+
+
+def _timeless(body: str) -> str:
+    """A job's message says when it was sent."""
+    return json.dumps({name: value for name, value in json.loads(body).items() if name != "queued_at"})
 
 
 class FleetMachine(RuleBasedStateMachine):
@@ -365,3 +464,6 @@ def new_queue(cloud: Cloud, *, dead_letters: Queue | None = None) -> Queue:
         attributes = {"RedrivePolicy": f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": {MOST_RECEIVES}}}'}
     made = cloud.sqs.create_queue(QueueName=uuid4().hex, Attributes=attributes)
     return Queue(cloud.sqs, made["QueueUrl"])
+
+
+MACHINES = (StoreMachine, SimStoreMachine, QueueMachine, SimQueueMachine, FleetMachine)

@@ -11,13 +11,12 @@ from hypothesis import settings
 from moto import mock_aws
 
 from infra.local import stack
-from tests.faults.points.parity import FleetMachine, QueueMachine, StoreMachine, cloud_at, compare
+from tests.faults.points.parity import MACHINES, cloud_at, compare
 from tests.faults.points.stage import Run
 from tests.faults.points.suite import TELL_EVERY, Results, apart, hushed, kind_of, on_emulator, pairs, singles
 from tests.faults.table import Part, Row, Say
 
 PROCESSES = 3  # on two cores: each waits now and then
-MACHINES = (StoreMachine, QueueMachine, FleetMachine)
 EXAMPLES, STEPS = 200, 50  # of a machine
 
 

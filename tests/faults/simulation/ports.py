@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,10 +22,11 @@ ANYTHING = "*"  # as `if_match`: an unconditional write, which only a mutant ask
 
 @dataclass(frozen=True)
 class Entry:
-    """An object. `number`: of the write, from 1 upwards over the whole bucket."""
+    """An object. `listed`: what a listing tells of it. `number`: of the write, from 1 upwards over the whole bucket."""
 
     body: bytes
     info: ObjectInfo
+    listed: ObjectInfo
     number: int
 
 
@@ -37,7 +38,7 @@ class SimStore(Store):
 
     bucket = BUCKET
 
-    def __init__(self, scheduler: Scheduler, faults: Faults, files: dict[str, bytes]) -> None:
+    def __init__(self, scheduler: Scheduler, faults: Faults, files: MutableMapping[str, bytes]) -> None:
         self.entries: dict[str, Entry] = {}
         self.watch: Watch = lambda *_: None
         self._scheduler = scheduler
@@ -46,13 +47,18 @@ class SimStore(Store):
         self._writes = 0
         self._listed: dict[tuple[Actor, str], int] = {}
 
-    def write(self, key: str, body: bytes, metadata: dict[str, str] | None = None) -> Entry:
+    def upload(self, key: str, body: bytes, metadata: dict[str, str] | None = None) -> Entry:
         """As a producer does: at once and whatever lies there."""
         self._writes += 1
         etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
         info = ObjectInfo(key, etag, len(body), _when(self._scheduler.now), metadata or {})
-        entry = self.entries[key] = Entry(body, info, self._writes)
+        listed = replace(info, metadata={}) if metadata else info
+        entry = self.entries[key] = Entry(body, info, listed, self._writes)
         return entry
+
+    def delete(self, key: str) -> None:
+        """As a person does, or a rule of the bucket."""
+        self.entries.pop(key, None)
 
     def head(self, key: str) -> ObjectInfo | None:
         self._before("head")
@@ -85,7 +91,7 @@ class SimStore(Store):
         if if_match not in (entry.info.etag if entry else ABSENT, ANYTHING):
             self._after()
             raise PreconditionFailed(key)
-        written = self.write(key, body, metadata)
+        written = self.upload(key, body, metadata)
         self.watch(key, entry, written)
         if self._faults.due == "412 after it was written":
             self._faults.settle()
@@ -100,7 +106,7 @@ class SimStore(Store):
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         self._before("list")
         self._listed[self._scheduler.current, prefix] = self._writes
-        found = [entry.info for key, entry in sorted(self.entries.items()) if key.startswith(prefix) and key > after]
+        found = [entry.listed for key, entry in sorted(self.entries.items()) if key.startswith(prefix) and key > after]
         self._after()
         return iter(found)
 
@@ -125,7 +131,6 @@ class Letter:
     attributes: dict[str, str] = field(default_factory=dict)
     receives: int = 0
     receipt: str = ""
-    stale: set[str] = field(default_factory=set)
 
 
 class SimQueue:
@@ -148,6 +153,7 @@ class SimQueue:
         self._faults = faults
         self._dead_letters = dead_letters
         self._max_receives = max_receives
+        self._receipts: set[str] = set()  # all that were ever given
 
     def add(self, body: str, *, delay: int = 0, attributes: dict[str, str] | None = None) -> None:
         """Without any fault, as AWS's own services send."""
@@ -193,6 +199,7 @@ class SimQueue:
                 continue
             letter.receives += 1
             letter.receipt = f"{letter.id}/{letter.receives}"
+            self._receipts.add(letter.receipt)
             letter.visible_at = self._scheduler.now + visibility
             sent = EPOCH + timedelta(seconds=letter.sent)
             messages.append(Message(letter.id, letter.receipt, letter.body, letter.receives, letter.attributes, sent))
@@ -205,15 +212,19 @@ class SimQueue:
 
     def extend(self, message: Message, seconds: int) -> None:
         self._before("extend")
-        letter = self.letters.get(message.id)
-        if letter and letter.receipt == message.receipt:
-            letter.visible_at = self._scheduler.now + seconds
+        letter, now = self.letters.get(message.id), self._scheduler.now
+        in_flight = letter is not None and letter.receipt == message.receipt and letter.visible_at > now
+        if letter and in_flight:
+            letter.visible_at = now + seconds
         self._after()
+        if not in_flight:
+            raise QueueUnavailable("not in flight by this receipt")
 
     def delete(self, message: Message) -> None:
         self._before("delete")
         self._forget(message)
         self._after()
+        self._refuse_strangers([message])
 
     def delete_all(self, messages: Sequence[Message]) -> None:
         if not messages:
@@ -225,6 +236,7 @@ class SimQueue:
                 self._faults.settle()
                 raise QueueUnavailable("SQS did not delete some messages")
         self._after()
+        self._refuse_strangers(messages)
 
     def backlog(self) -> Backlog:
         self._before("count")
@@ -249,6 +261,10 @@ class SimQueue:
             return
         del self.letters[message.id]
         self.on_delete(letter)
+
+    def _refuse_strangers(self, messages: Sequence[Message]) -> None:
+        if not self._receipts.issuperset(message.receipt for message in messages):
+            raise QueueUnavailable("a receipt that was never given")
 
     def _before(self, call: str) -> None:
         if self._scheduler.step() and self._faults.before(call):

@@ -147,7 +147,7 @@ class World:
             self._upload(upload)
 
     def _upload(self, upload: Upload) -> None:
-        entry = self.store.write(upload.key, upload.body)
+        entry = self.store.upload(upload.key, upload.body)
         self.oracle.uploaded(entry)
         event = {
             "source": "aws.s3",
