@@ -73,18 +73,19 @@ def create_app(service: Service, settings: ServerSettings, *, lifespan: Lifespan
     async def health() -> JSONResponse:
         """200 when a job would be taken now; 503 with the reason when not."""
         readiness, transcriber = service.readiness, service.transcriber
+        reason = readiness.outside
         engine = transcriber.engine if transcriber else None
         body = Healthy(
-            status="ready" if readiness.reason is None else "unavailable",
-            reason=readiness.reason,
+            status="ready" if reason is None else "unavailable",
+            reason=reason,
             device=engine.device if engine else None,
             model=engine.model if engine else None,
             engine=engine.name if engine else None,
             capacity=readiness.capacity,
             in_flight=readiness.in_flight,
         )
-        headers = {} if readiness.reason is None else {"Retry-After": str(readiness.retry_after)}
-        return JSONResponse(body.model_dump(), 200 if readiness.reason is None else 503, headers)
+        headers = {} if reason is None else {"Retry-After": str(readiness.retry_after)}
+        return JSONResponse(body.model_dump(), 200 if reason is None else 503, headers)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

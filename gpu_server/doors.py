@@ -70,18 +70,22 @@ class CrowdDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
-        elif self._inside >= self._most:
+        elif self._readiness.crowded:
             retry_after = self._readiness.retry_after
             response = problem(
                 HTTPStatus.TOO_MANY_REQUESTS, "crowded", "Too many requests at once.", retry_after=retry_after
             )
             await response(scope, receive, send)
         else:
-            self._inside += 1
+            self._count(+1)
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._inside -= 1
+                self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._inside += change
+        self._readiness.crowded = self._inside >= self._most
 
 
 class BodyDoor:

@@ -21,12 +21,14 @@ class Readiness:
     """Belongs to the event loop's thread.
 
     `capacity`: jobs at once, running and waiting. `phase` goes from LOADING to READY to DRAINING; BROKEN is the end.
+    `crowded`: so many callers are inside that the door lets nobody else in.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.in_flight = 0
         self.phase = Phase.LOADING
+        self.crowded = False
         self._job_seconds = 1.0  # smoothed, for Retry-After
         self._alone = False
         self._kept_until = 0.0
@@ -37,6 +39,11 @@ class Readiness:
         if self.phase is not Phase.READY:
             return str(self.phase)
         return "saturated" if self.in_flight >= (1 if self._alone else self.capacity) else None
+
+    @property
+    def outside(self) -> str | None:
+        """The reason for a newcomer: a crowd keeps it out even while there is a slot, which those inside may take."""
+        return self.reason or ("saturated" if self.crowded else None)
 
     @property
     def retry_after(self) -> int:

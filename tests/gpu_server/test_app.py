@@ -152,7 +152,9 @@ def test_a_crowd_is_told_when_to_come_again_and_others_may_look() -> None:
                 await leave.wait()
             await Response("done")(scope, receive, send)
 
-        door = CrowdDoor(app, most=2, readiness=Readiness(1))
+        readiness = Readiness(1)
+        readiness.phase = Phase.READY
+        door = CrowdDoor(app, most=2, readiness=readiness)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://server") as client:
             inside = [asyncio.create_task(client.post("/transcribe-s3")) for _ in range(2)]
             while (answer := await asyncio.wait_for(client.post("/transcribe-s3"), 20)).status_code != 429:
@@ -161,11 +163,20 @@ def test_a_crowd_is_told_when_to_come_again_and_others_may_look() -> None:
             assert int(answer.headers["retry-after"]) >= 1
             assert read_answer(answer).said is Said.BUSY
             assert (await client.get("/health")).text == "done"
+            assert (readiness.outside, readiness.reason) == ("saturated", None)  # who is inside may still have the slot
             leave.set()
             assert {(await one).status_code for one in inside} == {200}
+            assert readiness.outside is None
             assert (await client.post("/transcribe-s3")).status_code == 200
 
     asyncio.run(crowd())
+
+
+def test_health_does_not_promise_a_place_behind_a_crowd(served: Served) -> None:
+    served.readiness.crowded = True
+    health = served.client.get("/health")
+    assert (health.status_code, health.json()["reason"]) == (503, "saturated")
+    assert int(health.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.DRAINING, Phase.BROKEN])
