@@ -3,9 +3,10 @@
 Pure functions. Each returns what is wrong, in words, and nothing when all is well.
 """
 
+import html
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -15,7 +16,17 @@ from shared.errors import BadManifest, BadMessage
 from shared.events import Upload as Event
 from shared.events import parse_letter
 from shared.jobs import JobMessage
-from shared.keys import DERIVED_FORMATS, ChunkKey, FileKey, ManifestKey, ParsedKey, Session, parse_key, session_of
+from shared.keys import (
+    DERIVED_FORMATS,
+    ChunkKey,
+    FileKey,
+    ManifestKey,
+    ParsedKey,
+    Session,
+    parse_chunk_key,
+    parse_key,
+    session_of,
+)
 from shared.manifest import parse_manifest
 from shared.sessions import ChunkOutcome, combine_chunks
 from shared.store import StoredObject
@@ -23,7 +34,10 @@ from shared.subtitles import render
 from shared.transcript import ErrorRecord, ObjectRef, SessionRef, Transcript, read_error_record, read_transcript
 
 REPORTS = "reports/batch/"
+HEADER_MISSING = "media-header-missing"  # the type of a record
 Result = Transcript | ErrorRecord
+Version = tuple[str, str]  # an object's key and ETag
+STRANGE = "nothing that was uploaded has its result there"
 
 
 @dataclass(frozen=True)
@@ -65,21 +79,42 @@ def latest(uploads: Sequence[Upload]) -> dict[str, Upload]:
 
 
 def outcome(found: Found, upload: Upload) -> Result | None:
-    """The transcript of this very version, else its recorded failure."""
-    return next(iter(_outcomes(found, upload).values()), None)
+    """What accounts for this very version: its transcript; without one, its recorded failure while that stands.
+
+    A record beside the transcript of its version says nothing: the audio was heard after all. One for want of a header
+    falls when the recording has another chunk 1 than the one that was of no help, or has one at last.
+    """
+    lies = _lies(found, upload)
+    return lies[1] if lies else None
 
 
-def _outcomes(found: Found, upload: Upload) -> dict[str, Result]:
-    """What there is of this version, by the key it lies at: the transcript first."""
+def _lies(found: Found, upload: Upload) -> tuple[str, Result] | None:
+    """`outcome`, and the key it lies at."""
     names = parse_key(upload.key)
     assert isinstance(names, ChunkKey | FileKey)
-    results: dict[str, Result] = {}
     for key, read in ((names.output_key, read_transcript), (names.error_key, read_error_record)):
         result = read(found.objects[key].body) if key in found.objects else None
-        source = result and result.source
-        if result and isinstance(source, ObjectRef) and (source.key, source.etag) == (upload.key, upload.etag):
-            results[key] = result
-    return results
+        if result and _source(result) == (upload.key, upload.etag) and _stands(found, names, result):
+            return key, result
+    return None
+
+
+def _source(result: Result | None) -> Version | None:
+    """The version of audio that it is of."""
+    source = result.source if result else None
+    return (source.key, source.etag) if isinstance(source, ObjectRef) else None
+
+
+def _stands(found: Found, names: ChunkKey | FileKey, result: Result) -> bool:
+    if isinstance(result, Transcript) or result.type != HEADER_MISSING or isinstance(names, FileKey):
+        return True
+    recording = (names.session, 1, names.extension)
+    headers = {
+        stored.etag
+        for key, stored in found.objects.items()
+        if (other := parse_chunk_key(key)) and (other.session, other.index, other.extension) == recording
+    }
+    return result.header_etag in (headers or {None})
 
 
 def _lost_or_twice(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
@@ -91,13 +126,33 @@ def _lost_or_twice(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
             yield f"{upload.key}: the upload itself is not what it was"
         if upload.says is None:
             continue
-        places = list(_outcomes(found, upload))
+        lies = _lies(found, upload)
+        places = [lies[0]] if lies else []
         if waiting.get(upload.key, set()) & {upload.etag, None}:
             places.append("a queue")
-        if not places:
+        if not places and not _gave_way(found, upload, uploads):
             yield f"{upload.key}: lost"
         elif len(places) > 1:
             yield f"{upload.key}: in {len(places)} places: {', '.join(places)}"
+
+
+def _gave_way(found: Found, upload: Upload, uploads: Sequence[Upload]) -> bool:
+    """Whether the place of its record is taken by that of the newer object with its number."""
+    names = parse_key(upload.key)
+    if not isinstance(names, ChunkKey) or names.error_key not in found.objects:
+        return False
+    winner = _counting(names.session, uploads)[names.index]
+    taken = _source(read_error_record(found.objects[names.error_key].body))
+    return winner.key != upload.key and taken == (winner.key, winner.etag)
+
+
+def _counting(session: Session, uploads: Sequence[Upload]) -> dict[int, Upload]:
+    """A session's audio that counts, by number: of two objects with one number the newer."""
+    return {
+        names.index: upload
+        for upload in uploads
+        if (names := parse_chunk_key(upload.key)) is not None and names.session == session
+    }
 
 
 def _waiting(found: Found) -> dict[str, set[str | None]]:
@@ -119,12 +174,16 @@ def _strange_keys(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
     expected = {key for upload in uploads for key in (upload.key, *_outputs(parse_key(upload.key)))}
     for key, stored in found.objects.items():
         if key.startswith(REPORTS):
-            try:
-                Day.model_validate_json(stored.body)
-            except ValidationError:
-                yield f"{key}: is no report"
+            yield from _wrong_report(key, stored.body)
         elif key not in expected:
-            yield f"{key}: nothing that was uploaded has its result there"
+            yield f"{key}: {STRANGE}"
+
+
+def _wrong_report(key: str, body: bytes) -> Iterator[str]:
+    try:
+        Day.model_validate_json(body)
+    except ValidationError:
+        yield f"{key}: is no report"
 
 
 def _outputs(names: ParsedKey) -> tuple[str, ...]:
@@ -149,15 +208,15 @@ def _foreign_words(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
 def wrong_outcome(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[str]:
     """Of one chunk's or file's transcript or recorded failure, at any instant."""
     result = read_error_record(body) if key.endswith(".error.json") else read_transcript(body)
-    source = result.source if result else None
-    if result is None or not isinstance(source, ObjectRef):
+    source = _source(result)
+    if result is None or source is None:
         yield f"{key}: nobody can read it, or it names no source"
         return
-    upload = next((one for one in uploads if (one.key, one.etag) == (source.key, source.etag)), None)
+    upload = next((one for one in uploads if (one.key, one.etag) == source), None)
     if upload is None:
-        yield f"{key}: made from {source.key} {source.etag}, which never existed"
+        yield f"{key}: made from {' '.join(source)}, which never existed"
     elif key not in _outputs(parse_key(upload.key))[:2]:
-        yield f"{key}: made from {source.key}, whose place is another"
+        yield f"{key}: made from {source[0]}, whose place is another"
     elif isinstance(result, Transcript):
         yield from (f"{key}: says {said!r}, its audio {upload.says!r}" for said in _said(result) - {upload.says})
 
@@ -187,7 +246,7 @@ def _sessions(found: Found, uploads: Sequence[Upload]) -> Iterator[str]:
         count = _count(manifest)
         if count is None and session.error_key not in found.objects:
             yield f"{session.error_key}: nothing tells that the manifest is bad"
-        chunks = _chunks(found, session, newest, count) if count else None
+        chunks = _chunks(found, session, uploads, count) if count else None
         if chunks is not None:
             yield from _not_combined(found, session, manifest.etag, chunks)
 
@@ -212,20 +271,18 @@ def wrong_manifest_record(key: str, body: bytes, uploads: Sequence[Upload]) -> I
         yield f"{key}: its manifest is well"
 
 
-def _chunks(found: Found, session: Session, newest: Mapping[str, Upload], count: int) -> list[ChunkOutcome] | None:
+def _chunks(found: Found, session: Session, uploads: Sequence[Upload], count: int) -> list[ChunkOutcome] | None:
     """The outcomes of chunks 1 to `count`; None as long as one is missing."""
-    by_index: dict[int, ChunkOutcome] = {}
-    for upload in newest.values():
-        names = parse_key(upload.key)
-        if not isinstance(names, ChunkKey) or names.session != session:
-            continue
-        for key, result in _outcomes(found, upload).items():
-            by_index.setdefault(
-                names.index,
-                ChunkOutcome(names.index, upload.key, upload.etag, key, found.objects[key].etag, result),
-            )
-    wanted = range(1, count + 1)
-    return [by_index[index] for index in wanted] if all(index in by_index for index in wanted) else None
+    counting = _counting(session, uploads)
+    chunks = []
+    for index in range(1, count + 1):
+        upload = counting.get(index)
+        lies = _lies(found, upload) if upload else None
+        if upload is None or lies is None:
+            return None
+        key, result = lies
+        chunks.append(ChunkOutcome(index, upload.key, upload.etag, key, found.objects[key].etag, result))
+    return chunks
 
 
 def _not_combined(found: Found, session: Session, manifest_etag: str, chunks: list[ChunkOutcome]) -> Iterator[str]:
@@ -257,12 +314,99 @@ def wrong_session(key: str, body: bytes, uploads: Sequence[Upload]) -> Iterator[
     said = []
     for chunk in source.chunks:
         upload = by_version.get((chunk.key, chunk.etag))
-        if upload is None or not chunk.key.startswith(names.session.audio_prefix):
+        audio = parse_chunk_key(chunk.key)
+        if upload is None or audio is None or audio.session != names.session:
             yield f"{key}: made from {chunk.key} {chunk.etag}, which never existed, or is another's"
-        elif chunk.status == "transcribed":
+            continue
+        if audio.index != chunk.index:
+            yield f"{key}: has {chunk.key} as chunk {chunk.index}"
+        if chunk.outcome_key != (audio.output_key if chunk.status == "transcribed" else audio.error_key):
+            yield f"{key}: chunk {chunk.index} is {chunk.status} by {chunk.outcome_key}"
+        if chunk.status == "transcribed":
             said.append(upload.says or "")
     words = " ".join(filter(None, said))
     yield from (f"{key}: says {other!r}, its chunks {words!r}" for other in _said(transcript) - {words})
+
+
+def wrong_write(
+    key: str, body: bytes, uploads: Sequence[Upload], before: Mapping[Version, bytes], *, replaced: str = ""
+) -> Iterator[str]:
+    """Of whatever our programs write, at any instant.
+
+    `before`: all that they wrote before it, in its order; `replaced`: the ETag of what lay there, which is taken before
+    anything is read that a session is made of.
+    """
+    names = next((names for upload in uploads if key in _outputs(names := parse_key(upload.key))), None)
+    session = session_of(names) if names else None
+    if key.startswith(REPORTS):
+        yield from _wrong_report(key, body)
+    elif names is None:
+        yield f"{key}: {STRANGE}"
+    elif session is None or key.startswith(session.transcript_prefix):
+        yield from wrong_outcome(key, body, uploads)
+    elif key == session.error_key:
+        yield from wrong_manifest_record(key, body, uploads)
+    elif key == session.output_key:
+        yield from wrong_session(key, body, uploads)
+        yield from _wrong_entries(key, body, before, replaced)
+    else:
+        yield from _wrong_subtitles(key, body, session, uploads, {key for key, _ in before})
+
+
+def _wrong_entries(key: str, body: bytes, before: Mapping[Version, bytes], replaced: str) -> Iterator[str]:
+    """Of the outcomes that a session transcript names: they were written, and it passed over none that was better."""
+    transcript = read_transcript(body)
+    chunks = transcript.source.chunks if transcript and isinstance(transcript.source, SessionRef) else ()
+    # Its maker looked after the last of what it names was written, and that is what lay there then.
+    named = {(key, replaced), *((chunk.outcome_key, chunk.outcome_etag) for chunk in chunks)}
+    looked = max((place for place, version in enumerate(before, 1) if version in named), default=0)
+    there = dict(list(before)[:looked])
+    for chunk in chunks:
+        audio = parse_chunk_key(chunk.key)
+        read = read_transcript if chunk.status == "transcribed" else read_error_record
+        if _source(read(before.get((chunk.outcome_key, chunk.outcome_etag), b""))) != (chunk.key, chunk.etag):
+            yield f"{key}: names an outcome of chunk {chunk.index} that was never written, or is of other audio"
+        elif audio and chunk.status == "failed" and audio.output_key in there:
+            heard = read_transcript(before[audio.output_key, there[audio.output_key]])
+            if _source(heard) == (chunk.key, chunk.etag):
+                yield f"{key}: says that chunk {chunk.index} failed, which had its transcript"
+
+
+def _wrong_subtitles(
+    key: str, body: bytes, session: Session, uploads: Sequence[Upload], written: Container[str]
+) -> Iterator[str]:
+    """Of a file derived from a session transcript: it says what one version of each chunk says, in their order.
+
+    Nothing of a chunk whose failure was ever recorded is right as well. That it goes back for an instant, when a
+    combiner that was late is mended by the next, is no violation: `shared.combine`.
+    """
+    versions: defaultdict[int, set[tuple[str, ...]]] = defaultdict(set)
+    for upload in uploads:
+        names = parse_chunk_key(upload.key)
+        if names and names.session == session:
+            versions[names.index] |= {tuple((upload.says or "").split())} | (
+                {()} if names.error_key in written else set()
+            )
+    said = _shown(body, key.rpartition(".")[2])
+    counts = {_count(upload) or 0 for upload in uploads if upload.key == session.manifest_key}
+    ends = {0}  # where the words of the chunks so far may end
+    for index in range(1, max(counts, default=0) + 1):
+        ends = {end + len(words) for end in ends for words in versions[index] if said[end : end + len(words)] == words}
+        if index in counts and len(said) in ends:
+            return
+    yield f"{key}: says {' '.join(said)!r}, which its chunks never did"
+
+
+def _shown(body: bytes, extension: str) -> tuple[str, ...]:
+    """The words on the screen, without numbers and times."""
+    if extension == "txt":
+        return tuple(body.decode().split())
+    lines: list[str] = []
+    for block in body.decode().split("\n\n"):
+        _, timing, text = block.partition(" --> ")
+        lines += text.splitlines()[1:] if timing else []
+    words = " ".join(lines).split()
+    return tuple(map(html.unescape, words)) if extension == "vtt" else tuple(words)
 
 
 def regressions(key: str, before: bytes, after: bytes, uploads: Sequence[Upload]) -> Iterator[str]:
@@ -271,17 +415,18 @@ def regressions(key: str, before: bytes, after: bytes, uploads: Sequence[Upload]
     old, new = (_inputs(key, body) for body in (before, after))
     for input, version in new.items():
         was = old.get(input)
-        if was and ages.get((input, version), -1) < ages.get((input, was), -1):
+        if was and ages.get(version, -1) < ages.get(was, -1):
             yield f"{key}: went back to an older version of {input}"
     first, second = read_transcript(before), read_transcript(after)
     if first and second and first.is_stitched and not second.is_stitched and old == new:
         yield f"{key}: a stitched transcript was replaced by a live one"
 
 
-def _inputs(key: str, body: bytes) -> dict[str, str]:
-    """The ETag of every input of an outcome, by its key."""
+def _inputs(key: str, body: bytes) -> dict[str, Version]:
+    """Every input of an outcome, by its part in it: two objects with one chunk number have the same."""
     result: Result | None = read_error_record(body) if key.endswith(".error.json") else read_transcript(body)
     source = result.source if result else None
     if isinstance(source, SessionRef):
-        return {source.manifest_key: source.manifest_etag} | {chunk.key: chunk.etag for chunk in source.chunks}
-    return {source.key: source.etag} if isinstance(source, ObjectRef) else {}
+        chunks = {f"chunk {chunk.index}": (chunk.key, chunk.etag) for chunk in source.chunks}
+        return {"its manifest": (source.manifest_key, source.manifest_etag)} | chunks
+    return {"its input": (source.key, source.etag)} if isinstance(source, ObjectRef) else {}

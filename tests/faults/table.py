@@ -5,16 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Say = Callable[[str], None]  # tells how far a part is
+AGAIN = "event delivered again"  # the kind that is no fault but a duplicate
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `what` was measured, what was `wanted`, what it was, and whether that is enough."""
+    """One line of the table: `what` was measured, what was `wanted`, what it was, and whether that is enough.
+
+    `reached`: None where nothing is wanted, and the figure is for information.
+    """
 
     what: str
     wanted: str
     measured: str
-    reached: bool
+    reached: bool | None
 
 
 @dataclass

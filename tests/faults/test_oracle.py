@@ -9,10 +9,20 @@ from shared.combine import Combiner
 from shared.errors import PermanentError
 from shared.jobs import Job, JobMessage, Reason
 from shared.keys import Session
-from shared.outcomes import record_failure
+from shared.outcomes import duplicate_chunk, record_failure
 from shared.store import StoredObject
 from tests.fakes import MemoryStore, transcript_for
-from tests.faults.oracle import Found, Upload, regressions, transcribed, violations, wrong_session
+from tests.faults.oracle import (
+    Found,
+    Upload,
+    Version,
+    outcome,
+    regressions,
+    transcribed,
+    violations,
+    wrong_session,
+    wrong_write,
+)
 
 ANN, BOB = Session("ann", "talk"), Session("bob", "talk")
 
@@ -98,14 +108,6 @@ def _only_unreadable(world: World) -> None:
 def _message_of_the_old_version(world: World) -> None:
     world.queue(ANN, 1)
     _outdated(world)
-
-
-def _failed_too(world: World) -> None:
-    job = world.job(ANN, 1)
-    transcript = world.body(job.output_key)
-    world.store.delete(job.output_key)
-    world.fail(ANN, 1)
-    world.store.upload(job.output_key, transcript)
 
 
 def _queued_too(world: World) -> None:
@@ -200,7 +202,6 @@ def _upload_gone(world: World) -> None:
         (_outdated, "chunk-1.webm: lost"),
         (_only_unreadable, "chunk-1.webm: lost"),
         (_message_of_the_old_version, "chunk-1.webm: lost"),
-        (_failed_too, "in 2 places"),
         (_queued_too, "in 2 places"),
         (_strange_key, "nothing that was uploaded has its result there"),
         (_foreign_words, "says 'bob says 1', its audio 'ann says 1'"),
@@ -269,3 +270,127 @@ def test_a_live_transcript_over_a_stitched_one_is_seen(world: World) -> None:
     stitched = world.body(key)
     assert list(regressions(key, live, stitched, world.uploads)) == []
     assert len(list(regressions(key, stitched, live, world.uploads))) == 1
+
+
+def test_a_record_beside_the_transcript_of_its_version_says_nothing(world: World) -> None:
+    job = world.job(ANN, 1)
+    transcript = world.body(job.output_key)
+    world.store.delete(job.output_key)
+    world.fail(ANN, 1)
+    world.store.upload(job.output_key, transcript)
+    assert world.wrong() == ""
+
+
+def test_a_record_for_want_of_a_header_falls_when_the_header_comes(world: World) -> None:
+    world.store.delete(world.job(ANN, 2).output_key)
+    record_failure(world.store, world.job(ANN, 2), PermanentError("no header", type="media-header-missing"))
+    world.combine(ANN)
+    assert world.wrong() == ""
+    world.record(ANN, 1, "ann says one")
+    world.transcribe(ANN, 1)
+    assert outcome(world.found(), world.newest(ANN, 2)) is None
+    assert "chunk-2.webm: lost" in world.wrong()
+
+
+def rival(world: World, says: str) -> Job:
+    """A newer object with the number of Ann's first chunk, which has no job yet."""
+    upload = world.upload(f"{ANN.audio_prefix}chunk-1.mp3", says.encode(), says)
+    return Job(bucket=world.store.bucket, key=upload.key, etag=upload.etag)
+
+
+def test_of_two_objects_with_one_number_the_newer_counts(world: World) -> None:
+    old, new = world.job(ANN, 1), rival(world, "ann says one")
+    world.store.upload(new.output_key, transcript_for(new, "ann says one").to_json())
+    record_failure(world.store, old, duplicate_chunk(new.key))
+    assert "talk.json: is not what its chunks make" in world.wrong()
+    world.combine(ANN)
+    assert world.wrong() == ""
+
+
+def test_the_older_of_two_objects_with_one_number_does_not_count(world: World) -> None:
+    new = rival(world, "")
+    record_failure(world.store, new, PermanentError("no audio", type="media-empty"))
+    assert "talk.json: is not what its chunks make" in world.wrong()
+
+
+def test_the_older_one_needs_no_record_where_the_newer_has_its_own(world: World) -> None:
+    old, new = world.job(ANN, 1), rival(world, "")
+    world.store.delete(old.output_key)
+    assert "chunk-1.webm: lost" in world.wrong()
+    record_failure(world.store, new, PermanentError("no audio", type="media-empty"))
+    world.combine(ANN)
+    assert world.wrong() == ""
+
+
+def test_going_back_to_the_older_of_two_objects_with_one_number_is_seen(world: World) -> None:
+    new = rival(world, "ann says one")
+    old, newer = world.body(new.output_key), transcript_for(new, "ann says one").to_json()
+    assert list(regressions(new.output_key, old, newer, world.uploads)) == []
+    assert ["went back" in wrong for wrong in regressions(new.output_key, newer, old, world.uploads)] == [True]
+
+
+def written(world: World) -> dict[Version, bytes]:
+    """What lies there, in the order in which it was."""
+    objects = sorted(world.store.objects.values(), key=lambda stored: stored[1].last_modified)
+    return {(info.key, info.etag): body for body, info in objects}
+
+
+def wrong_at(world: World, key: str, body: bytes, *, replaced: str = "") -> str:
+    return "\n".join(wrong_write(key, body, world.uploads, written(world), replaced=replaced))
+
+
+def test_all_that_our_programs_write_is_judged(world: World) -> None:
+    recording = world.upload("calls/a.wav", b"hello", "hello")
+    job = Job(bucket=world.store.bucket, key=recording.key, etag=recording.etag)
+    world.store.upload(job.output_key, transcript_for(job, "hello").to_json())
+    outputs = set(world.store.objects) - {upload.key for upload in world.uploads}
+    assert {key.rpartition(".")[2] for key in outputs} == {"json", "srt", "vtt", "txt"}
+    for key in outputs:
+        assert wrong_at(world, key, world.body(key)) == ""
+        assert wrong_at(world, key, world.body(key).replace(b"says", b"sighs").replace(b"hello", b"bye")) != ""
+    assert "nothing that was uploaded" in wrong_at(world, "users/eve/transcripts/talk.json", b"{}")
+    assert "is no report" in wrong_at(world, "reports/batch/2026-11-26.json", b"{}")
+
+
+@pytest.mark.parametrize("extension", ["srt", "vtt", "txt"])
+def test_subtitles_have_all_chunks_in_their_order(world: World, extension: str) -> None:
+    key = ANN.derived_key(extension)
+    body = world.body(key)
+    assert wrong_at(world, key, body.replace(b"1", b"3").replace(b"2", b"1").replace(b"3", b"2")) != ""
+    assert wrong_at(world, key, body.replace(b"ann says 2", b"")) != ""
+    world.store.delete(world.job(ANN, 2).output_key)
+    world.fail(ANN, 2)
+    assert wrong_at(world, key, body.replace(b"ann says 2", b"")) == ""
+
+
+def test_a_session_whose_chunks_changed_places_is_wrong(world: World) -> None:
+    document = json.loads(world.body(ANN.output_key))
+    one, two = document["source"]["chunks"]
+    document["source"]["chunks"] = [two | {"index": 1}, one | {"index": 2}]
+    assert "chunk-2.webm as chunk 1" in wrong_at(world, ANN.output_key, json.dumps(document).encode())
+
+
+def test_a_session_names_what_was_written_for_each_chunk_and_how_it_ended(world: World) -> None:
+    document = json.loads(world.body(ANN.output_key))
+    entry = document["source"]["chunks"][0]
+    made_up = document | {"source": document["source"] | {"chunks": [entry | {"outcome_etag": "made-up"}]}}
+    assert "that was never written" in wrong_at(world, ANN.output_key, json.dumps(made_up).encode())
+    entry["status"] = "failed"
+    assert "is failed by" in wrong_at(world, ANN.output_key, json.dumps(document).encode())
+
+
+def test_a_session_does_not_say_that_a_chunk_failed_whose_transcript_was_there(world: World) -> None:
+    """Not so when the transcript may have come after the session's maker looked."""
+    job = world.job(ANN, 1)
+    transcript = world.body(job.output_key)
+    world.store.delete(job.output_key)
+    world.fail(ANN, 1)
+    world.combine(ANN)
+    session = world.store.objects[ANN.output_key]
+    world.store.upload(job.output_key, transcript)  # after all
+    assert wrong_at(world, ANN.output_key, session[0]) == ""
+    world.upload(ANN.manifest_key, b'{"chunkCount":2}', None)
+    world.combine(ANN)
+    assert "chunk 1 failed, which had" in wrong_at(
+        world, ANN.output_key, session[0], replaced=world.store.objects[ANN.output_key][1].etag
+    )

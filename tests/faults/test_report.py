@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.faults import report
 from tests.faults.report import KINDS, Kept
-from tests.faults.table import Part, Row
+from tests.faults.table import AGAIN, Part, Row
 
 ROW = Row("things lost", "0", "0 of | 7\nand more", True)
 
@@ -28,9 +28,25 @@ def test_a_part_takes_the_place_of_its_older_self_and_leaves_the_others(tmp_path
 
 def test_a_kind_that_never_fired_in_one_part_spoils_it_whatever_the_others_say() -> None:
     many = {f"kind {number}": 1 for number in range(KINDS)}
-    assert report.kinds_row(kept(chaos=many)).reached
-    assert not report.kinds_row(kept(chaos=many | {"kind 1": 0}, processes=many)).reached
-    assert not report.kinds_row(kept(chaos=dict(list(many.items())[1:]))).reached
+    assert report.head(kept(chaos=many))[0].reached
+    assert not report.head(kept(chaos=many | {"kind 1": 0}, processes=many))[0].reached
+    assert not report.head(kept(chaos=dict(list(many.items())[1:])))[0].reached
+
+
+def test_what_came_of_it_is_no_kind_of_fault() -> None:
+    seen = {f"request answered {status}": 1 for status in range(KINDS)} | {"input made for the code: keys": 1}
+    assert report.head(kept(fuzz=seen | {"media: a bomb": 1}))[0].measured == "1"
+
+
+def test_the_head_counts_what_real_processes_survived_and_the_duplicates() -> None:
+    parts = kept(chaos={"kill": 2, AGAIN: 900}, aws={"kill": 1, AGAIN: 100}, simulation={"put: crash before": 7})
+    assert [row.measured for row in report.head(parts)[1:]] == ["3", "1,000"]
+
+
+def test_a_figure_for_information_is_neither_reached_nor_missed() -> None:
+    rows = [Row("times heard", "-", "2", None), ROW]
+    page = report.page({"chaos": Kept(Part(rows), "a note")})
+    assert "| times heard | - | 2 |  |" in page
 
 
 def test_a_cell_stays_one_cell() -> None:

@@ -15,6 +15,7 @@ from tests.faults.oracle import Upload
 CHUNKS = 3
 BY_QUEUE = 2  # this chunk's event asks for the batch, so that worker and queue have a part in every run
 MOMENTS = 1.5  # seconds after the uploads, in which the fault comes
+MEET_SECONDS = 60.0  # in which somebody must meet it
 AT_ONCE = 3  # systems
 TOGETHER = 10  # runs in one system: the oracle and the sweep look at all of its bucket, each time
 
@@ -28,6 +29,7 @@ class Drill:
     number: int
     choice: random.Random
     lambdas: Lambdas = field(init=False)
+    again: int = 0  # deliveries of events beyond the first
 
     def __post_init__(self) -> None:
         self.lambdas = self.system.lambdas
@@ -53,7 +55,9 @@ class Drill:
 
     def announce(self, upload: Upload, *, by_queue: bool = False) -> None:
         made = forced(BUCKET, upload) if by_queue else event(BUCKET, upload)
-        for _ in range(self.choice.choice((1, 1, 2))):
+        times = self.choice.choice((1, 1, 2))
+        self.again += times - 1
+        for _ in range(times):
             self.lambdas.invoke(made, after=self.choice.uniform(0, 0.5))
 
     def moment(self, within: float = MOMENTS) -> None:
@@ -66,13 +70,18 @@ Fault = Callable[[Drill], int]  # uploads, does its worst, and says how often th
 
 @dataclass(frozen=True)
 class Ended:
-    """How one run ended. `fired`: how often its fault happened; `batches`: that it took to come to rest."""
+    """How one run ended.
+
+    `fired`: how often its fault happened; `batches`: that it took to come to rest; `again`: deliveries of events beyond
+    the first.
+    """
 
     kind: str
     fired: int
     batches: int
     wrong: tuple[str, ...]
     seconds: float
+    again: int = 0
 
 
 def run(system: System, kind: str, fault: Fault, *, number: int, choice: random.Random) -> Ended:
@@ -91,7 +100,7 @@ def run(system: System, kind: str, fault: Fault, *, number: int, choice: random.
     except AssertionError as error:  # not to come to rest is a violation as well
         stuck.append(str(error))
     wrong = (*watch.wrong(system.producer.uploads), *stuck, *system.verdict())
-    return Ended(kind, fired, batches, wrong, time.monotonic() - began)
+    return Ended(kind, fired, batches, wrong, time.monotonic() - began, drill.again)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tests.faults.chaos.drills import CHUNKS, Drill, Fault
 from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.producer import event
 from tests.faults.chaos.programs import Program, children, signal_quietly
+from tests.faults.chaos.proxy import UNREACHABLE
 from tests.faults.chaos.system import BUCKET
 from tests.patience import eventually
 
@@ -77,10 +78,17 @@ def _frozen(program: Callable[[Drill], Program]) -> Fault:
 
 
 def _restart_aws(drill: Drill) -> int:
+    """Away until somebody missed it."""
+    log = drill.system.aws_log
+    before = _count(log, UNREACHABLE)
+
+    def missed() -> int:
+        return _count(log, UNREACHABLE) - before
+
     drill.upload()
     drill.moment()
-    drill.system.restart_aws()
-    return 1
+    drill.system.restart_aws(meanwhile=lambda: eventually(missed, "a request that does not reach AWS"))
+    return missed()
 
 
 def _disk_full(drill: Drill) -> int:

@@ -82,10 +82,12 @@ def _events_of_the_past(drill: Drill) -> int:
 
 
 def _poison(drill: Drill) -> int:
-    """A message that nobody can read, between others."""
+    """A message that nobody can read, between others: it is parked with the dead letters."""
+    dead = Queue(drill.system.sqs, drill.system.queues.dead)
+    before = dead.backlog().visible
     drill.system.sqs.send_message(QueueUrl=drill.system.queues.jobs, MessageBody=POISON)
     drill.upload()
-    return 1
+    return eventually(lambda: dead.backlog().visible - before, "a parked message")
 
 
 def bury(drill: Drill) -> int:

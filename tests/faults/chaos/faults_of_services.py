@@ -2,14 +2,14 @@
 
 from contextlib import closing
 
-from tests.faults.chaos.drills import CHUNKS, Drill, Fault
+from tests.faults.chaos.drills import CHUNKS, MEET_SECONDS, Drill, Fault
 from tests.faults.chaos.faults_of_events import bury
 from tests.faults.chaos.impostors import IMPOSTORS, Bad, Impostor
-from tests.faults.chaos.rules import AWS, DOOR, LETTERS, REWRITES, SWEEP
+from tests.faults.chaos.rules import AWS, DOOR, DOOR_LATE, LETTERS, REWRITES, S3_LATE, SWEEP
 from tests.patience import eventually
 
 IN_A_ROW = 5  # more than the SDK's own tries of two requests at a time would take (shared.store, shared.queues)
-MEET_SECONDS = 60.0  # in which some request must
+AT_DOOR = DOOR | DOOR_LATE
 AT_WORKERS = (
     "server accepts and never answers",
     "server hangs with the job",
@@ -58,9 +58,9 @@ def _of_aws(kind: str) -> Fault:
     """The first few requests that fit, one after the other."""
 
     def fault(drill: Drill) -> int:
-        proxy = drill.system.door if kind in DOOR else drill.system.aws
+        proxy = drill.system.door if kind in AT_DOOR else drill.system.aws
         before = proxy.fired()[kind]
-        proxy.set({kind: {**(AWS | REWRITES | DOOR)[kind], "times": IN_A_ROW}})
+        proxy.set({kind: {**(AWS | S3_LATE | REWRITES | AT_DOOR)[kind], "times": IN_A_ROW}})
         drill.upload()
         drill.system.settle()
         return eventually(lambda: proxy.fired()[kind] - before, f"a request that meets {kind}", seconds=MEET_SECONDS)
@@ -100,5 +100,5 @@ def _of_letters(kind: str) -> Fault:
 
 SERVERS: dict[str, Fault] = {kind: _impostor(answer) for kind, answer in IMPOSTORS.items()}
 WORKERS: dict[str, Fault] = {f"worker's {kind}": _worker_at(IMPOSTORS[kind]) for kind in AT_WORKERS}
-OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | REWRITES | DOOR}
+OF_AWS: dict[str, Fault] = {kind: _of_aws(kind) for kind in AWS | S3_LATE | REWRITES | AT_DOOR}
 OF_AWS |= {kind: _of_sweep(kind) for kind in SWEEP} | {kind: _of_letters(kind) for kind in LETTERS}

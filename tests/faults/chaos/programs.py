@@ -94,6 +94,16 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def is_busy(pid: int) -> bool:
+    """Whether its main thread does anything but wait for the next line of a pipe, as far as the kernel tells."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        waits_in = Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:  # it is gone
+        return False
+    return state == "R" or ("pipe_read" not in waits_in and waits_in != "0")
+
+
 def signal_quietly(pid: int, number: signal.Signals) -> bool:
     """False when there is no such process any more."""
     try:

@@ -1,36 +1,53 @@
-"""`python -m tests.faults.chaos.proxy UPSTREAM PORT JOURNAL`: microburst, and four things that it cannot do.
+"""`python -m tests.faults.chaos.proxy UPSTREAM PORT JOURNAL`: microburst, and five things that it cannot do.
 
 - An answer that is lost after the work was done, whatever the operation: microburst's own `abort_bytes: 0` needs an
   answer with a body, and PutObject's has none. That is the ambiguous write.
+- A fault that only certain answers meet, and that counts for those alone; see `rules.ONLY_WITH`.
 - A batch that SQS takes but for its last entry; see `rules.IN_PART`.
 - HEAD keeps its Content-Length, without which boto3's answer has none.
-- Every object that S3 took is in JOURNAL, a line each; see `watch`.
+- Every object that S3 took, or may have taken without an answer, is in JOURNAL, a line each; see `watch`.
 """
 
 import asyncio
+import hashlib
 import json
+import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
+from contextvars import ContextVar
 from dataclasses import fields
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TextIO
 
+import aiohttp
 import httpx
 from aiohttp import web
 from microburst.app import make_app
 from microburst.core.pipeline import Microburst
 from microburst.forward import HOP_BY_HOP, ResponseFault, Upstream
-from microburst.rules import Rule
-from multidict import CIMultiDictProxy
+from microburst.rules import Decision, RequestContext, Rule, RuleEngine
 
-from tests.faults.chaos.rules import IN_PART
+from tests.faults.chaos.rules import IN_PART, ONLY_WITH
 
 CONTROL = "/_microburst"
 AWS_JSON = "application/x-amz-json-1.0"
 SECONDS = 60.0  # for an answer about itself, on a machine where all else is at work too
 OWN_FIELDS = {field.name for field in fields(Rule)} | {"rate"}  # of what a rule may say; see microburst.rules
+UNREACHABLE = "upstream error"  # microburst's words in the log for a request that found nobody
+DECIDED: ContextVar[Decision | None] = ContextVar("decided")  # about the request at hand
+
+log = logging.getLogger(__name__)
+
+
+class Engine(RuleEngine):
+    """Tells `Relay` whose fault it is."""
+
+    def decide(self, info: RequestContext) -> Decision | None:
+        decision = super().decide(info)
+        DECIDED.set(decision)
+        return decision
 
 
 class Relay(Upstream):
@@ -52,22 +69,38 @@ class Relay(Upstream):
             return await super().relay(request, body, mutator, data)
         assert self.session
         sent = await request.read() if body is None else body
-        async with self.session.request(
-            request.method,
-            self.base_url + request.rel_url.raw_path_qs,
-            headers=self._outbound_headers(request),
-            data=sent,
-            allow_redirects=False,
-        ) as answer:
-            said = await answer.read()
-            if request.method == "PUT" and answer.status == HTTPStatus.OK:
-                self._note(request, sent, answer.headers)
-            if is_lost and request.transport:
-                request.transport.abort()
-            kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
-            is_bare = request.method == "HEAD" and "Content-Length" in answer.headers
-            length = {"Content-Length": answer.headers["Content-Length"]} if is_bare else {}
-            return web.Response(status=answer.status, headers=kept | length, body=said or None)
+        try:
+            async with self.session.request(
+                request.method,
+                self.base_url + request.rel_url.raw_path_qs,
+                headers=self._outbound_headers(request),
+                data=sent,
+                allow_redirects=False,
+            ) as answer:
+                said = await answer.read()
+        except aiohttp.ClientError as error:
+            log.error("%s: %s", UNREACHABLE, error)
+            if request.method == "PUT" and not isinstance(error, aiohttp.ClientConnectorError):
+                self._note(request, sent, None)
+            return web.Response(status=HTTPStatus.BAD_GATEWAY)
+        if request.method == "PUT" and answer.status == HTTPStatus.OK:
+            self._note(request, sent, answer.headers["ETag"].strip('"'))
+        if mutator is not None and not _meets(mutator, said):
+            self._spare()
+        elif is_lost and request.transport:
+            request.transport.abort()
+        kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
+        is_bare = request.method == "HEAD" and "Content-Length" in answer.headers
+        length = {"Content-Length": answer.headers["Content-Length"]} if is_bare else {}
+        return web.Response(status=answer.status, headers=kept | length, body=said or None)
+
+    def _spare(self) -> None:
+        """The request at hand met no fault after all."""
+        decision = DECIDED.get()
+        assert decision
+        assert self.stats
+        decision.rule.fired_count -= 1
+        self.stats.by_rule[decision.rule.id]["fired"] -= 1
 
     async def _in_part(self, request: web.Request) -> web.Response:
         assert self.session
@@ -84,13 +117,23 @@ class Relay(Upstream):
         said["Failed"] = [*said.get("Failed", ()), refused]
         return web.json_response({"Successful": []} | said, content_type=AWS_JSON)
 
-    def _note(self, request: web.Request, body: bytes, answer: CIMultiDictProxy[str]) -> None:
-        """`replaced`: the ETag that a conditional write rested on."""
-        key = request.path.split("/", 2)[2]
-        replaced = request.headers.get("If-Match", "").strip('"')
-        line = {"key": key, "etag": answer["ETag"].strip('"'), "replaced": replaced, "body": body.decode("latin-1")}
+    def _note(self, request: web.Request, body: bytes, etag: str | None) -> None:
+        """`etag`: None when S3 did not answer."""
+        replaced = request.headers.get("If-Match", "" if "If-None-Match" in request.headers else None)
+        line = {
+            "key": request.path.split("/", 2)[2],
+            "etag": etag or hashlib.md5(body, usedforsecurity=False).hexdigest(),
+            "replaced": replaced and replaced.strip('"'),
+            "body": body.decode("latin-1"),
+            "answered": etag is not None,
+        }
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
+
+
+def _meets(fault: ResponseFault, said: bytes) -> bool:
+    field = fault.set_headers.get(ONLY_WITH)
+    return field is None or bool(json.loads(said).get(field))
 
 
 class FaultProxy:
@@ -124,10 +167,11 @@ class FaultProxy:
             found[self._kinds[rule["id"]]] += rule["fired"]
         return found
 
-    def share(self) -> float:
-        """Of all requests so far, those that met a fault."""
-        requests = httpx.get(f"{self.url}{CONTROL}/stats", timeout=SECONDS).json()["requests"]
-        return float(requests["faulted"]) / max(1, requests["total"])
+    def share(self, delays: Collection[str]) -> float:
+        """Of all requests so far, those that failed; those that were only late, by such kinds, did not."""
+        total = httpx.get(f"{self.url}{CONTROL}/stats", timeout=SECONDS).json()["requests"]["total"]
+        failed = sum(times for kind, times in self.fired().items() if kind not in delays)
+        return failed / max(1, total)
 
 
 def check(kind: str, rule: Mapping[str, Any]) -> None:
@@ -140,6 +184,7 @@ def check(kind: str, rule: Mapping[str, Any]) -> None:
 def main() -> None:
     upstream, port, journal = sys.argv[1:]
     proxy = Microburst(upstream)
+    proxy.engine = Engine()
     with Path(journal).open("a") as written:
         proxy.upstream = Relay(upstream, written, stats=proxy.stats)
         loop = asyncio.new_event_loop()

@@ -5,7 +5,9 @@ from typing import Any
 
 Rules = dict[str, dict[str, Any]]
 
-IN_PART = "x-in-part"  # a header of the answer that a rule asks for: the batch is to be taken but for its last entry
+# Headers of the answer that a rule asks for.
+IN_PART = "x-in-part"  # the batch is to be taken but for its last entry
+ONLY_WITH = "x-only-with"  # a field: an answer without it, or with nothing in it, is spared and does not count
 
 
 def _fails(code: str, status: int, **match: Any) -> dict[str, Any]:
@@ -13,6 +15,7 @@ def _fails(code: str, status: int, **match: Any) -> dict[str, Any]:
 
 
 _LOST = {"response": {"abort_bytes": 0}}  # done, and its answer lost
+_LOST_MESSAGES = {"response": {"abort_bytes": 0, "set_headers": {ONLY_WITH: "Messages"}}}
 _IN_PART = {"response": {"set_headers": {IN_PART: "yes"}}}  # a batch without its last entry
 
 S3: Rules = {
@@ -26,14 +29,16 @@ S3: Rules = {
     "S3 body truncated": {"service": "s3", "operation": "GetObject", "response": {"truncate_frac": 0.5}},
     "S3 body breaks off": {"service": "s3", "operation": "GetObject", "response": {"abort_frac": 0.5}},
     "S3 body corrupted": {"service": "s3", "operation": "GetObject", "response": {"corrupt_bytes": 3}},
-    "S3 body slow": {"service": "s3", "operation": "GetObject", "response": {"bandwidth_kbps": 50}},
-    "S3 late": {"service": "s3", "latency": {"min": 50, "max": 500}},
     "S3 PUT done, answer lost": {"service": "s3", "operation": "PutObject", **_LOST},
     "S3 conditional conflict": _fails(
         "ConditionalRequestConflict", 409, service="s3", operation="PutObject", headers={"if-none-match": ""}
     ),
     "S3 credentials expired": _fails("ExpiredToken", 400, service="s3"),
     "S3 clock skewed": _fails("RequestTimeTooSkewed", 403, service="s3"),
+}
+S3_LATE: Rules = {
+    "S3 body slow": {"service": "s3", "operation": "GetObject", "response": {"bandwidth_kbps": 50}},
+    "S3 late": {"service": "s3", "latency": {"min": 50, "max": 500}},
 }
 SQS: Rules = {
     "SQS throttles send": _fails("RequestThrottled", 400, service="sqs", operation="SendMessage"),
@@ -42,7 +47,7 @@ SQS: Rules = {
     "SQS delete fails": _fails("ServiceUnavailable", 503, service="sqs", operation="DeleteMessageBatch"),
     "SQS lease not renewed": _fails("InternalError", 500, service="sqs", operation="ChangeMessageVisibility"),
     "SQS send done, answer lost": {"service": "sqs", "operation": "SendMessage", **_LOST},
-    "SQS receive done, answer lost": {"service": "sqs", "operation": "ReceiveMessage", **_LOST},
+    "SQS receive done, answer lost": {"service": "sqs", "operation": "ReceiveMessage", **_LOST_MESSAGES},
     "SQS delete done, answer lost": {"service": "sqs", "operation": "DeleteMessageBatch", **_LOST},
     "SQS deletes a batch in part": {"service": "sqs", "operation": "DeleteMessageBatch", **_IN_PART},
     "SQS connection reset": {"service": "sqs", "reset": True},
@@ -73,8 +78,8 @@ DOOR: Rules = {
     "way to the server: reset before": {"service": "*", "reset": True},
     "way to the server: answer lost": {"service": "*", **_LOST},
     "way to the server: answer truncated": {"service": "*", "response": {"truncate_frac": 0.5}},
-    "way to the server: late": {"service": "*", "latency": {"min": 50, "max": 300}},
 }
+DOOR_LATE: Rules = {"way to the server: late": {"service": "*", "latency": {"min": 50, "max": 300}}}
 
 
 def at_rate(rules: Mapping[str, Mapping[str, Any]], rate: float) -> Rules:

@@ -11,15 +11,17 @@ from functools import partial
 
 from shared.keys import Session
 from tests.faults.chaos.producer import event, forced
-from tests.faults.chaos.rules import AWS, DOOR, S3, SQS, Rules, at_rate
+from tests.faults.chaos.rules import AWS, DOOR, DOOR_LATE, S3, S3_LATE, SQS, Rules, at_rate
 from tests.faults.chaos.system import BUCKET, System
 from tests.faults.oracle import Upload, transcribed
 from tests.patience import POLL_SECONDS
 
 UNDER_FIRE = 4  # batch runs that may try while the faults go on
 OUTAGE = "S3 503 for a while"
+ALONE = {"SESSION_FINISH": "combine", "GROUP_MESSAGES": "1"}  # settings with which no chunk is heard with others
 LOST = ("SQS receive done, answer lost", "SQS send done, answer lost", "SQS delete done, answer lost")
 USERS = 5
+LATE = 0.1  # of the requests that do not fail
 QUEUED = 0.3  # of the events ask for the batch: there is work for worker and queue all the time
 
 
@@ -69,26 +71,33 @@ class Storm:
     batches: int = 0
     done_under_fire: int = 0
     done: int = 0
-    share: float = 0.0  # of the requests to AWS that met a fault
+    share: float = 0.0  # of the requests to AWS that failed
+    outage_seconds: float = 0.0  # in which S3 answered nothing but 503
     wrong: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     heard: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def again(self) -> int:
+        """Deliveries of events beyond the first."""
+        return self.deliveries - self.uploads
 
 
 @contextmanager
 def _watched(system: System, storm: Storm) -> Iterator[None]:
     """Every output that was written is judged, and, now that all is at rest, what there is of them."""
-    began = time.monotonic()
+    began, heard, before = time.monotonic(), system.heard(), len(system.producer.uploads)
     watch = system.watch()
     yield
     uploads = system.producer.uploads
     storm.wrong += [*watch.wrong(uploads), *system.verdict()]
-    storm.written = len(watch.written())
+    storm.written = watch.written()
+    uploads = uploads[before:]
     storm.uploads = len(uploads)
     storm.uploaded_audio = sum(upload.says is not None for upload in uploads)
     storm.chunks = len({upload.key for upload in uploads if upload.says})
     storm.done = transcribed(system.found(), uploads)
-    storm.heard = system.heard()
+    storm.heard = system.heard() - heard
     storm.seconds = time.monotonic() - began
 
 
@@ -97,31 +106,35 @@ def chaos(system: System, shape: Shape, *, seed: int) -> Storm:
     choice, storm = random.Random(seed), Storm()
     with _watched(system, storm):
         rules = at_rate({kind: AWS[kind] for kind in ("S3 SlowDown on PUT", "S3 SlowDown on GET")}, shape.slow_down)
-        rules |= at_rate({kind: SQS[kind] for kind in LOST}, 0.1)
+        rules |= at_rate({kind: SQS[kind] for kind in LOST}, 0.2)
         system.aws.set(rules)
-        attack = threading.Thread(target=_attack, args=(system, shape, rules, storm, random.Random(f"{seed} attack")))
-        attack.start()
+        attack = threading.Thread(target=_attack, args=(system, shape, storm, random.Random(f"{seed} attack")))
+        outage = threading.Thread(target=_outage, args=(system, shape, rules, storm))
+        for thread in (attack, outage):
+            thread.start()
         storm.deliveries = _upload_all(system, shape, choice)
-        attack.join()
+        for thread in (attack, outage):
+            thread.join()
         system.settle()
         storm.done_under_fire = transcribed(system.found(), system.producer.uploads)
         storm.kinds.update(system.aws.fired())
         system.heal()
         storm.batches = system.rest()
-    storm.kinds["event delivered again"] = storm.deliveries - storm.uploads
     storm.kinds["chunk overwritten"] = shape.overwritten
     storm.kinds["manifest late"] = shape.late
     return storm
 
 
 def duplicates(system: System, shape: Shape, *, seed: int) -> Storm:
-    """The same uploads, each event several times in any order, and nothing else: nothing is heard twice."""
+    """The same uploads, each event several times in any order, and nothing else: no version is heard twice.
+
+    So it is where chunks are heard `ALONE`: a pass over several is other work.
+    """
     choice, storm = random.Random(seed), Storm()
     with _watched(system, storm):
-        storm.deliveries = _upload_all(system, shape, choice, queued=0.0)
+        storm.deliveries = _upload_all(system, shape, choice)
         system.settle()
         storm.batches = system.rest()
-    storm.kinds["event delivered again"] = storm.deliveries - storm.uploads
     return storm
 
 
@@ -129,8 +142,8 @@ def aws(system: System, shape: Shape, *, seed: int, rate: float = 0.3) -> Storm:
     """AWS and the way to the server fail at `rate`; batch runs try meanwhile, and then one without faults."""
     choice, storm = random.Random(seed), Storm()
     with _watched(system, storm):
-        system.aws.set(at_rate(AWS, rate))
-        system.door.set(at_rate(DOOR, rate))
+        system.aws.set(at_rate(AWS, rate) | at_rate(S3_LATE, LATE))
+        system.door.set(at_rate(DOOR, rate) | at_rate(DOOR_LATE, LATE))
         storm.deliveries = _upload_all(system, shape, choice)
         system.settle()
         for _ in range(UNDER_FIRE):
@@ -140,13 +153,13 @@ def aws(system: System, shape: Shape, *, seed: int, rate: float = 0.3) -> Storm:
             system.batch()
         storm.kinds.update(system.aws.fired())
         storm.kinds.update(system.door.fired())
-        storm.share = system.aws.share()
+        storm.share = system.aws.share(S3_LATE)
         system.heal()
         storm.batches = system.rest()
     return storm
 
 
-def _upload_all(system: System, shape: Shape, choice: random.Random, *, queued: float = QUEUED) -> int:
+def _upload_all(system: System, shape: Shape, choice: random.Random) -> int:
     """All sessions at the same time, chunks in any order, some again; how many deliveries that makes."""
     producer = system.producer
     sessions = {
@@ -170,7 +183,7 @@ def _upload_all(system: System, shape: Shape, choice: random.Random, *, queued: 
             upload = producer.chunk(session, (number, index, version))
         else:
             upload = producer.manifest(session, shape.chunks)
-        _announce(system, upload, shape, choice, queued if index else 0.0)
+        _announce(system, upload, shape, choice, QUEUED if index else 0.0)
         deliveries += shape.deliveries
     return deliveries
 
@@ -181,12 +194,21 @@ def _announce(system: System, upload: Upload, shape: Shape, choice: random.Rando
         system.lambdas.invoke(made, after=choice.uniform(0, shape.spread))
 
 
-def _attack(system: System, shape: Shape, rules: Rules, storm: Storm, choice: random.Random) -> None:
-    """Kills at random moments while the uploads come, and in between an outage of S3."""
+def _outage(system: System, shape: Shape, rules: Rules, storm: Storm) -> None:
+    """In the midst of the uploads; afterwards the other `rules` hold again."""
+    time.sleep(0.3 * shape.seconds)  # the moment itself
+    system.aws.set({OUTAGE: {"service": "s3", "error": S3["S3 503 on HEAD"]["error"]}})
+    began = time.monotonic()
+    time.sleep(shape.outage_seconds)  # how long it lasts
+    storm.outage_seconds = time.monotonic() - began
+    system.aws.set(rules)
+
+
+def _attack(system: System, shape: Shape, storm: Storm, choice: random.Random) -> None:
+    """Kills at random moments while the uploads come."""
     kills = {"kill -9 of the worker": shape.worker_kills, "kill -9 of the server": shape.server_kills}
     kills |= {"kill -9 of a function": shape.function_kills}
     steps = [(choice.uniform(0.05, 1.0), kind) for kind, times in kills.items() for _ in range(times)]
-    steps += [(0.3, "outage"), (0.3 + shape.outage_seconds / shape.seconds, "outage is over")]
     began = time.monotonic()
     for at, kind in sorted(steps):
         time.sleep(max(0.0, began + at * shape.seconds - time.monotonic()))  # the moment itself
@@ -197,10 +219,6 @@ def _attack(system: System, shape: Shape, rules: Rules, storm: Storm, choice: ra
                 storm.kinds[kind] += _struck(system.server.kill, shape.spread)
             case "kill -9 of a function":
                 storm.kinds[kind] += _struck(partial(system.lambdas.kill, choice), shape.spread)
-            case "outage":
-                system.aws.set({OUTAGE: {"service": "s3", "error": S3["S3 503 on HEAD"]["error"]}})
-            case "outage is over":
-                system.aws.set(rules)
 
 
 def _struck(kill: Callable[[], bool], seconds: float) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class System:
         self.disk = disk
         self._lambdas = lambdas
         self._temporary = {"TMPDIR": str(disk.folder)} if disk else {}
+        self.aws_log = home / "log/aws.log"  # of the proxy before it
         self._worker_log = (disk.folder if disk else home / "log") / "worker.log"
         self._settings = dict(settings or {})
         self._close = ExitStack()
@@ -74,7 +75,7 @@ class System:
         self._emulator = emulator
         closing.callback(lambda: stack.stop(self._emulator.pid))
         self.owner = stack.root_environment(emulator.endpoint, REGION)
-        self.s3, self.sqs = (self._client(name) for name in ("s3", "sqs"))
+        self.s3, self.sqs = (self.client(name) for name in ("s3", "sqs"))
         location: Any = {"LocationConstraint": REGION}
         self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration=location)
         self.queues = self._queues()
@@ -125,13 +126,14 @@ class System:
         for _ in range(self._lambdas):
             self.lambdas.invoke({"Event": "s3:TestEvent"})
         for service, look in (("s3", "list_buckets"), ("sqs", "list_queues"), ("events", "list_event_buses")):
-            getattr(self._client(service, self.aws.url), look)()
+            getattr(self.client(service, self.aws.url), look)()
         self.await_server()
         self.settle()
 
-    def restart_aws(self) -> None:
+    def restart_aws(self, meanwhile: Callable[[], object]) -> None:
         """Away, and here again with what it held."""
         stack.stop(self._emulator.pid)
+        meanwhile()
         port = int(self._emulator.endpoint.rpartition(":")[2])
         self._emulator = stack.start_emulator(self.home, port)
 
@@ -154,11 +156,7 @@ class System:
         return self.new_worker("--until-empty", **settings).run(seconds=PATIENCE_SECONDS)
 
     def rest(self) -> int:
-        """Batch runs until one says that all is done; how many that took."""
-        for number in range(1, BATCHES + 1):
-            if self.batch() == 0:
-                return number
-        raise AssertionError(f"not at rest after {BATCHES} batch runs: {processes.tail(self._worker_log)}")
+        return rest(self.batch, self._worker_log)
 
     def found(self) -> Found:
         return look(self.s3, BUCKET, self.owner["AWS_ENDPOINT_URL"])
@@ -175,14 +173,15 @@ class System:
         """How often the recognizer heard each chunk version, by its words."""
         return Counter(self.heard_file.read_text().splitlines()) if self.heard_file.exists() else Counter()
 
-    # ----------------------------------------------------------------------------------------------------------------
-
-    def _client(self, service: str, url: str | None = None) -> Any:
+    def client(self, service: str, url: str | None = None) -> Any:
+        """To the local AWS, past the proxy unless `url` is the proxy's."""
         keys = {
             "aws_access_key_id": self.owner["AWS_ACCESS_KEY_ID"],
             "aws_secret_access_key": self.owner["AWS_SECRET_ACCESS_KEY"],
         }
         return boto3.client(service, region_name=REGION, endpoint_url=url or self.owner["AWS_ENDPOINT_URL"], **keys)
+
+    # ----------------------------------------------------------------------------------------------------------------
 
     def _queues(self) -> Queues:
         dead = self.sqs.create_queue(QueueName="chaos-dlq")["QueueUrl"]
@@ -226,6 +225,14 @@ class System:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
+
+
+def rest(batch: Callable[[], int], log: Path) -> int:
+    """Batch runs until one says, by its status, that all is done; how many that took."""
+    for number in range(1, BATCHES + 1):
+        if batch() == 0:
+            return number
+    raise AssertionError(f"not at rest after {BATCHES} batch runs: {processes.tail(log)}")
 
 
 def look(s3: Any, bucket: str, endpoint: str) -> Found:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -16,19 +18,26 @@ from shared.jobs import Job
 from shared.keys import Session
 from tests.fakes import transcript_for
 from tests.faults.chaos.disk import PAGE, Disk
+from tests.faults.chaos.drills import Ended
 from tests.faults.chaos.impostors import IMPOSTORS, Impostor
 from tests.faults.chaos.levers import Levers
 from tests.faults.chaos.numbers import detect, engine, spoken, text
+from tests.faults.chaos.parts import part_of
+from tests.faults.chaos.programs import is_busy
 from tests.faults.chaos.proxy import check
-from tests.faults.chaos.rules import AWS, DOOR, LETTERS, REWRITES, SWEEP, at_rate
+from tests.faults.chaos.rules import AWS, DOOR, DOOR_LATE, LETTERS, REWRITES, S3_LATE, SWEEP, at_rate
 from tests.faults.chaos.watch import Watch
 from tests.faults.oracle import Upload
+from tests.faults.table import AGAIN
+from tests.patience import eventually
 
 WAV_HEADER = 44  # bytes
 
 
 def test_every_rule_is_one_that_microburst_understands() -> None:
-    for kind, rule in (at_rate(AWS, 0.3) | at_rate(DOOR, 0.3) | REWRITES | SWEEP | LETTERS).items():
+    for kind, rule in (
+        at_rate(AWS | S3_LATE, 0.3) | at_rate(DOOR | DOOR_LATE, 0.3) | REWRITES | SWEEP | LETTERS
+    ).items():
         check(kind, rule)
 
 
@@ -49,6 +58,20 @@ def test_each_operation_with_rules_of_its_own_fails_at_the_rate() -> None:
             if rule["service"] == service and rule.get("operation", operation) == operation:
                 well *= 1 - rule["probability"]
         assert well == pytest.approx(0.7), operation
+
+
+def test_what_is_only_late_is_no_part_of_the_rate() -> None:
+    failing = [*AWS.values(), *DOOR.values()]
+    assert not any("latency" in rule or "bandwidth_kbps" in rule.get("response", {}) for rule in failing)
+
+
+def test_a_run_whose_fault_did_not_happen_is_a_violation() -> None:
+    well, slept = Ended("kill", 1, 1, (), 9.0, again=2), Ended("kill", 0, 1, (), 9.0)
+    (runs, violations, _) = part_of([well], wanted=1).rows
+    assert (runs.reached, violations.reached) == (True, True)
+    (_, violations, _) = part_of([well, slept], wanted=1).rows
+    assert (violations.measured, violations.reached) == ("1: kill: did not happen", False)
+    assert part_of([well], wanted=1).kinds == {"kill": 1, AGAIN: 2}
 
 
 def test_a_fault_is_taken_once_for_each_time_that_it_was_asked_for(tmp_path: Path) -> None:
@@ -86,6 +109,19 @@ def test_only_those_who_meet_what_is_bad_count() -> None:
         assert bad.struck == 4
 
 
+def test_a_process_is_busy_unless_it_waits_for_its_next_line() -> None:
+    script = "import sys, time\nfor line in sys.stdin: time.sleep(1000)"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        eventually(lambda: not is_busy(process.pid), "a process that waits")
+        process.stdin.write(b"work\n")
+        process.stdin.flush()
+        eventually(lambda: is_busy(process.pid), "a process at work")
+        process.kill()
+        process.wait()
+        assert not is_busy(process.pid)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
 def test_a_full_disk_has_the_room_that_was_left_and_no_more(tmp_path: Path) -> None:
     with Disk(tmp_path / "disk") as disk:
@@ -111,17 +147,24 @@ def test_what_was_wrong_for_an_instant_is_seen(tmp_path: Path) -> None:
     )
     output = Job(bucket="audio", key=key, etag="a").output_key
 
-    def watched(*bodies: str) -> list[str]:
+    def watched(*bodies: str, replaced: str | None = "", answered: bool = True) -> list[str]:
+        """The last one is of the second kind."""
         journal = tmp_path / "journal"
-        journal.write_text(json.dumps({"key": output, "etag": "0", "replaced": "", "body": "of a run before"}) + "\n")
+        before = {"key": output, "etag": "0", "replaced": "", "body": "of a run before", "answered": True}
+        journal.write_text(json.dumps(before) + "\n")
         watch = Watch(journal)
         with journal.open("a") as file:
             for number, body in enumerate(bodies, 1):
-                line = {"key": output, "etag": str(number), "replaced": str(number - 1), "body": body}
+                line = before | {"etag": str(number), "replaced": str(number - 1), "body": body}
+                if number == len(bodies):
+                    line |= {"replaced": replaced if replaced != "" else line["replaced"], "answered": answered}
                 file.write(json.dumps(line) + "\n")
         return watch.wrong(uploads)
 
     assert watched(old, new) == []
     assert ["says 'three'" in wrong for wrong in watched(old, foreign, new)] == [True]
     assert ["went back" in wrong for wrong in watched(new, old, new)] == [True]
+    assert watched(old, new, replaced=None) == [f"{output}: written whatever was there"]
+    assert watched(old, new, replaced="9") == [f"{output}: replaced 9, which nobody wrote"]
+    assert watched(new, old, answered=False) == []  # perhaps S3 did not take it
     assert watched() == ["nothing was written, or the journal missed it"]
