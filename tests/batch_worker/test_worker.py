@@ -253,6 +253,18 @@ def test_the_routers_failures_are_handled_like_jobs(night: Night) -> None:
     assert standing(night.store, job) is Standing.TRANSCRIBED
 
 
+def test_a_failure_of_the_router_about_audio_that_is_gone_is_recorded_and_its_session_completed(night: Night) -> None:
+    key = PREFIX + "chunk-1.webm"
+    night.upload("metadata.json", b'{"chunkCount": 1}')
+    night.failures.send_raw(json.dumps({"requestContext": {}, "requestPayload": s3_event(key)}))
+    night.server.answers = [Answer(Said.REFUSED, 404, "source-missing")]
+    night.run()
+    [(gone, _)] = night.server.calls
+    assert gone.key == key
+    assert standing(night.store, gone) is Standing.FAILED
+    assert [event.failed for event in night.events] == [1]
+
+
 @pytest.mark.parametrize("body", ["not json", "[]", "{}", '{"version": 9, "job_id": "x"}', '{"s3_key": "k"}'])
 def test_an_unreadable_message_is_parked_with_its_reason_and_never_cycles(night: Night, body: str) -> None:
     night.queue.send_raw(body)
