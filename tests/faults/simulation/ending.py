@@ -15,11 +15,9 @@ from tests.faults.simulation.oracle import (
     OUTPUTS,
     Oracle,
     Version,
-    index_of,
-    name_of,
     source_of,
 )
-from tests.faults.simulation.plan import MANIFEST, PREFIX, SESSION, USER
+from tests.faults.simulation.plan import MANIFEST, PREFIX, SESSION, USER, index_of, name_of
 from tests.faults.simulation.ports import BUCKET
 from tests.faults.simulation.server import BAD, DEADLY, HEADLESS
 
@@ -67,7 +65,8 @@ class Ending(Oracle):
         """Audio whose number another object has, under a name of its own: it is not silently passed over."""
         key, etag = version
         winner = self._winner(index_of(key))
-        current = self._store.entries[key].info.etag == etag
+        entry = self._store.entries.get(key)
+        current = entry is not None and entry.info.etag == etag
         if winner is None or not current or winner == version or name_of(winner[0]) == name_of(key):
             return
         stem = f"{OUTPUTS}-{name_of(key)}"
@@ -98,7 +97,7 @@ class Ending(Oracle):
         """What the session's transcript must be, by what lies in the bucket."""
         manifest = self._store.entries[MANIFEST]
         count = json.loads(manifest.body)["chunkCount"]
-        winners = [self._winner(index) for index in range(1, count + 1)]
+        winners = [self._winner(index) or self._deleted_audio.get(index) for index in range(1, count + 1)]
         outcomes = [version and self._outcome(index, version) for index, version in enumerate(winners, 1)]
         chunks = [outcome for outcome in outcomes if outcome]
         if len(chunks) < count:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import md5
 from typing import Any
 
-from tests.faults.simulation.plan import MANIFEST, PREFIX, SESSION, USER, Plan, returning
+from tests.faults.simulation.plan import MANIFEST, PREFIX, SESSION, USER, Plan, index_of, name_of, returning
 from tests.faults.simulation.ports import Entry, Letter, SimQueue, SimStore
 from tests.faults.simulation.server import BAD, DEADLY, HEADLESS, words_of
 
@@ -45,6 +45,7 @@ class Oracle:
         self._owners: defaultdict[str, set[str]] = defaultdict(set)  # output and error keys: the audio they may tell of
         self._outcomes: dict[Version, tuple[int, Any]] = {}  # chunk outcomes ever written: their write, and document
         self._returning = returning(plan.uploads)
+        self._deleted_audio: dict[int, Version] = {}  # by number: what was its only audio
         store.watch = self._written
         for queue in queues:
             queue.on_delete = self._deleted
@@ -60,6 +61,10 @@ class Oracle:
             stem = f"{OUTPUTS}-{name_of(key)}"
             self._owners[f"{stem}.json"].add(key)
             self._owners[f"{stem}.error.json"].add(key)
+
+    def deleted(self, entry: Entry) -> None:
+        """Its transcript stands, or a record says that it is missing: its session is completed all the same."""
+        self._deleted_audio[index_of(entry.info.key)] = entry.info.key, entry.info.etag
 
     def heard(self, body: bytes, stitched: bool) -> None:
         """`stitched`: with its neighbours, which is other work than alone."""
@@ -146,6 +151,7 @@ class Oracle:
             "media-not-recognised": made.body.startswith(BAD),
             "media-empty": not made.body,
             "media-header-missing": made.body.startswith(HEADLESS),
+            "source-missing": version in self._deleted_audio.values(),
             "duplicate-chunk": len(self._same_index(version[0])) > 1,
             "gave-up": self._plan.faults > 0 or made.body.startswith(DEADLY),
         }
@@ -239,15 +245,6 @@ class Oracle:
 
     def _age(self, chunk: dict[str, Any]) -> int:
         return self._outcomes[chunk["outcome_key"], chunk["outcome_etag"]][0]
-
-
-def name_of(key: str) -> str:
-    """ "chunk-007", whatever the extension."""
-    return key.removeprefix(PREFIX).rpartition(".")[0]
-
-
-def index_of(key: str) -> int:
-    return int(name_of(key).removeprefix("chunk-"))
 
 
 def source_of(document: Any) -> Version:

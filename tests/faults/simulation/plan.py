@@ -1,7 +1,8 @@
 """What happens in one schedule, drawn from its seed: the recording, its uploads, the deployment, the faults."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from tests.faults.simulation.server import BAD, DEADLY, HEADLESS, SILENT
@@ -9,17 +10,22 @@ from tests.faults.simulation.server import BAD, DEADLY, HEADLESS, SILENT
 USER, SESSION = "ann", "talk"
 PREFIX = f"users/{USER}/audio/sessions/{SESSION}/"
 MANIFEST = PREFIX + "metadata.json"
+DELETED = 0.04  # schedules in which audio is deleted
 
 
 @dataclass(frozen=True)
 class Upload:
-    """`wait`: seconds after the upload before. `deliveries`: of its event; 0: it is lost. `late`: seconds it takes."""
+    """`wait`: seconds after the upload before. `deliveries`: of its event; 0: it is lost. `late`: seconds it takes.
+
+    `deleted_after`: seconds until somebody deletes the object again; None: never.
+    """
 
     key: str
     body: bytes
     wait: float
     deliveries: int
     late: float
+    deleted_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def draw(seed: int) -> Plan:
         return Upload(key, body, pause * chance(), deliveries, 200 * chance() if chance() < late else 0.0)
 
     uploads = [upload(key, body) for key, body in _objects(random, chunks)]
+    _delete_one(Random(~seed), uploads)
     faults = random.choice((0, 1, 1, 2, 3, 5, 12))
     return Plan(
         seed=seed,
@@ -116,6 +123,31 @@ def _objects(random: Random, chunks: int) -> list[tuple[str, bytes]]:
         objects.insert(place, (MANIFEST, manifest))
         place = random.randrange(place + 1, len(objects) + 1)
     return objects
+
+
+def _delete_one(random: Random, uploads: list[Upload]) -> None:
+    """Seldom.
+
+    Never audio with another version or a rival: which of their outcomes counts then, S3 cannot say. Nor where events
+    are lost: the sweep goes by the audio that is there.
+    """
+    if random.random() >= DELETED or not all(upload.deliveries for upload in uploads):
+        return
+    audio = [place for place, upload in enumerate(uploads) if upload.key != MANIFEST]
+    times = Counter(index_of(uploads[place].key) for place in audio)
+    alone = [place for place in audio if times[index_of(uploads[place].key)] == 1]
+    if alone:
+        place = random.choice(alone)
+        uploads[place] = replace(uploads[place], deleted_after=random.choice((0.0, 0.0, 5.0, 300.0)))
+
+
+def name_of(key: str) -> str:
+    """ "chunk-007", whatever the extension."""
+    return key.removeprefix(PREFIX).rpartition(".")[0]
+
+
+def index_of(key: str) -> int:
+    return int(name_of(key).removeprefix("chunk-"))
 
 
 def returning(uploads: Sequence[Upload]) -> set[tuple[str, bytes]]:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -157,9 +158,17 @@ class World:
                 "object": {"key": upload.key, "etag": entry.info.etag, "size": entry.info.size},
             },
         }
+        if upload.deleted_after is not None:
+            self.scheduler.spawn(self._outside, partial(self._delete, upload.key, upload.deleted_after))
         for number in range(upload.deliveries):
             self.pending[upload.key, entry.info.etag] += 1
             self.scheduler.spawn(self._outside, lambda late=upload.late * (1 - number): self._deliver(event, late))
+
+    def _delete(self, key: str, after: float) -> None:
+        self.scheduler.sleep(after)
+        self.scheduler.step()
+        self.oracle.deleted(self.store.entries[key])
+        self.store.delete(key)
 
     def _deliver(self, event: dict[str, Any], late: float) -> None:
         """Lambda's asynchronous invocation: three tries, then the failure destination."""
