@@ -64,7 +64,7 @@ def _rows(name: str, done: Rush) -> list[Row]:
             min(taken, refused) > FORETOLD,
         ),
         Row(
-            f"memory that the server grew by, {name}",
+            f"memory that the server grew by in it, {name}",
             f"< {GROWTH_BYTES >> 20} MB",
             f"{done.grown >> 20} MB",
             done.grown < GROWTH_BYTES,

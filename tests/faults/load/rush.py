@@ -67,7 +67,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rush:
-    """What came of one. `grown`: bytes that the server and its decoders had more at their peak than when idle."""
+    """What came of one. `grown`: bytes that server and decoders had more at their peak in it than when idle."""
 
     uploads: int
     seconds: float  # in which the router handled them
@@ -192,11 +192,11 @@ def rush(place: Yard, shape: Shape, uploads: Sequence[Upload], check: Callable[[
         finally:
             stop.touch()
         posted, looked = posts.result(), looks.result()
+    grown = known(peak_bytes(server)) - idle  # the batch may take more: whole sessions in full batches
     drained = place.drain()
-    grown = known(peak_bytes(server)) - idle
-    wrong = check() + (["the server died, and was started again"] if place.server.pid != server else [])
+    assert place.server.pid == server, "the server died, and was started again"
     posted += [look.post for look in looked]
-    return Rush(len(uploads), seconds, overload, Counter(decided), posted, looked, grown, drained, wrong)
+    return Rush(len(uploads), seconds, overload, Counter(decided), posted, looked, grown, drained, check())
 
 
 def known(memory: int | None) -> int:
