@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared.queues import Queue
 from tests.faults.chaos.disk import PAGE, Disk
-from tests.faults.chaos.drills import CHUNKS, Drill, Fault
+from tests.faults.chaos.drills import CHUNKS, MEET_SECONDS, Drill, Fault
 from tests.faults.chaos.levers import SLOW_SECONDS
 from tests.faults.chaos.producer import event
 from tests.faults.chaos.programs import Program, children, signal_quietly
@@ -19,7 +19,6 @@ from tests.patience import eventually
 FROZEN_SECONDS = 5.0  # longer than a lease
 NO_ROOM = "The server's disk has no room"  # what it answers then
 IN_DECODER = "decode_here"  # in the server's log, when it was its decoder that had none
-JUMP_SECONDS = 60.0  # in which it must
 JUMPED = "the clock jumped"
 
 
@@ -101,15 +100,16 @@ def _disk_full(drill: Drill) -> int:
 
 
 def _disk_full_for_decoders(drill: Drill) -> int:
-    """There is room for a recording as it comes, and none for its samples."""
-    before = _count(drill.system.server.log, IN_DECODER)
+    """There is room for a recording as it comes, and none for its samples, whether function or worker asks for them."""
+    log = drill.system.server.log
+    before = _count(log, IN_DECODER)
     recording = drill.file(1)
     _disk(drill).fill(room=len(recording.body))
     drill.announce(recording)
-    drill.system.settle()
+    met = eventually(lambda: _count(log, IN_DECODER) - before, "a decoder without room", seconds=MEET_SECONDS)
     _disk(drill).heal()
     drill.upload()
-    return _count(drill.system.server.log, IN_DECODER) - before
+    return met
 
 
 def _disk_full_for_workers_log(drill: Drill) -> int:
@@ -159,7 +159,7 @@ def _jumps(log: Path, jump: Callable[[], object]) -> int:
     """How many clocks jumped, as their programs say once they come to it."""
     before = _count(log, JUMPED)
     jump()
-    return eventually(lambda: _count(log, JUMPED) - before, "a clock that jumped", seconds=JUMP_SECONDS)
+    return eventually(lambda: _count(log, JUMPED) - before, "a clock that jumped", seconds=MEET_SECONDS)
 
 
 def _gpu(kind: str, times: int) -> Fault:

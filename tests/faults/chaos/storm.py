@@ -18,7 +18,8 @@ from tests.patience import POLL_SECONDS
 
 UNDER_FIRE = 4  # batch runs that may try while the faults go on
 OUTAGE = "S3 503 for a while"
-ALONE = {"SESSION_FINISH": "combine", "GROUP_MESSAGES": "1"}  # settings with which no chunk is heard with others
+# Settings with which no chunk is heard with others: messages are received one by one.
+ALONE = {"SESSION_FINISH": "combine", "GROUP_MESSAGES": "1", "WORKER_CONCURRENCY": "1"}
 LOST = ("SQS receive done, answer lost", "SQS send done, answer lost", "SQS delete done, answer lost")
 USERS = 5
 LATE = 0.1  # of the requests that do not fail
