@@ -17,13 +17,14 @@ from tests.faults.points.suite import TELL_EVERY, Results, apart, hushed, kind_o
 from tests.faults.table import Part, Row, Say
 
 PROCESSES = 3  # on two cores: each waits now and then
-EXAMPLES, STEPS = 200, 50  # of a machine
+EXAMPLES, STEPS = 100, 50  # of a machine; they take a second each
 
 
 def run(*, one_in: int = 1, processes: int = PROCESSES, examples: int = EXAMPLES, say: Say = lambda line: None) -> Part:
     """All of it; or one single fault in `one_in` on the local AWS, and one first fault in `one_in` of the pairs.
 
-    All of it takes about a quarter of an hour for the single faults and 50 minutes for the 330,000 pairs, on two cores.
+    All of it takes about a quarter of an hour for the single faults, ten minutes for the parity, and 50 for the 330,000
+    pairs, on two cores.
     """
     with hushed():
         cases = singles()
