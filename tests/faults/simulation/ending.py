@@ -52,7 +52,7 @@ class Ending(Oracle):
     def _is_hard(self) -> bool:
         """Some audio fails, or waits, without any fault."""
         kinds = (BAD, DEADLY, HEADLESS)
-        return not self._plan.server_up or any(made.body.startswith(kinds) for made in self._made.values())
+        return any(made.body.startswith(kinds) for made in self._made.values())
 
     def _has_only(self, version: Version, record: dict[str, Any]) -> bool:
         """All that this audio has is its record, though the chunk 1 of its format is there."""
@@ -105,10 +105,9 @@ class Ending(Oracle):
         return combine_chunks(Session(USER, SESSION), bucket=BUCKET, manifest_etag=manifest.info.etag, chunks=chunks)
 
     def _outcome(self, index: int, version: Version) -> ChunkOutcome | None:
-        stem = f"{OUTPUTS}-{name_of(version[0])}"
-        for key, type in ((f"{stem}.json", Transcript), (f"{stem}.error.json", ErrorRecord)):
-            entry = self._store.entries.get(key)
-            if entry and source_of(self._document(key)) == version:
-                result = type.model_validate_json(entry.body)
-                return ChunkOutcome(index, *version, key, entry.info.etag, result)
-        return None
+        key = self._outcome_of(version)
+        if key is None:
+            return None
+        entry = self._store.entries[key]
+        type = ErrorRecord if key.endswith(".error.json") else Transcript
+        return ChunkOutcome(index, *version, key, entry.info.etag, type.model_validate_json(entry.body))

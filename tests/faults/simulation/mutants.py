@@ -7,22 +7,27 @@ fails its test, so that the table (`rules.py`) follows the code.
 import contextlib
 import inspect
 import itertools
+import json
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
 
 from tests.faults.simulation.plan import CHUNK_1, MANIFEST, Plan, draw
 from tests.faults.simulation.server import BAD, DEADLY, HEADLESS
 
+# What the long run found, by seed: which rule, if it is taken away, goes wrong there, and what it looks like.
+FOUND: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("seeds.json").read_text())
+
 
 @dataclass(frozen=True)
 class Mutant:
     """`rule` goes when `old` becomes `new` in `target`.
 
-    `focus`: the sort of schedules that can tell at all, where that is few. `start`: the first seed to try, where even
-    of those few can. `equivalent`: why nothing can tell.
+    `focus`: the sort of schedules that can tell at all, where that is few. `equivalent`: why nothing can tell.
+    `guarded`: the test that fails, where what the rule keeps (work, time, quality) is not what the simulation judges.
     """
 
     rule: str
@@ -30,11 +35,14 @@ class Mutant:
     old: str
     new: str
     focus: Callable[[Plan], bool] = lambda plan: True
-    start: int = 0
     equivalent: str = ""
+    guarded: str = ""
 
     def seeds(self, budget: int) -> Iterator[int]:
-        return itertools.islice((seed for seed in itertools.count(self.start) if self.focus(draw(seed))), budget)
+        """Those that the long run found for it come first."""
+        found = (int(seed) for seed, what in FOUND.items() if what["rule"] == self.rule)
+        others = (seed for seed in itertools.count() if self.focus(draw(seed)))
+        return itertools.islice(itertools.chain(found, others), budget)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -56,6 +64,16 @@ def overwrites(plan: Plan) -> bool:
     return len(set(keys)) < len(keys)
 
 
+def overwrites_the_complete(plan: Plan) -> bool:
+    """In quick succession, while combiners of the session are at work."""
+    return overwrites(plan) and plan.uploads[0].key == MANIFEST and plan.job_seconds == 0 and plan.server_up
+
+
+def overwrites_unseen(plan: Plan) -> bool:
+    """The sweep alone can find what is new."""
+    return plan.sweeps and overwrites(plan)
+
+
 def has_two_failures(plan: Plan) -> bool:
     """Two versions of one chunk's audio."""
     failing = [upload.key for upload in plan.uploads if upload.body.startswith(BAD)]
@@ -65,6 +83,21 @@ def has_two_failures(plan: Plan) -> bool:
 def has_two_manifests(plan: Plan) -> bool:
     """Of which both can be used."""
     return sum(upload.body.startswith(b"{") for upload in plan.uploads) > 1
+
+
+def has_two_failures_of_few(plan: Plan) -> bool:
+    """And little else that goes on meanwhile."""
+    return has_two_failures(plan) and plan.chunks <= 2 and plan.server_up and not plan.batch_only and not plan.long
+
+
+def has_failing_rivals(plan: Plan) -> bool:
+    """Two objects with one number, and one place for their records."""
+    failing = [upload.key for upload in plan.uploads if upload.body.startswith(BAD)]
+    return has_rivals(plan) and len(set(failing)) > 1
+
+
+def has_two_bad_manifests(plan: Plan) -> bool:
+    return sum(upload.key == MANIFEST and b"{" not in upload.body for upload in plan.uploads) > 1
 
 
 def has_deadly(plan: Plan) -> bool:
@@ -79,6 +112,11 @@ def has_rivals(plan: Plan) -> bool:
 
 def works_by_queue(plan: Plan) -> bool:
     return plan.faults >= 3 and (plan.batch_only or not plan.server_up)
+
+
+def stops_in_a_last_try(plan: Plan) -> bool:
+    """A worker finds what Lambda has given up, it takes some time, and much goes wrong."""
+    return plan.broken and plan.faults >= 3 and plan.workers != () and plan.job_seconds > 0
 
 
 def records_want_of_a_header(plan: Plan) -> bool:

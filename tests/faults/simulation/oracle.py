@@ -10,9 +10,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from hashlib import md5
 from typing import Any
 
+from shared.combine import SessionTranscribed
 from tests.faults.simulation.plan import MANIFEST, PREFIX, SESSION, USER, Plan, index_of, name_of, returning
 from tests.faults.simulation.ports import Entry, Letter, SimQueue, SimStore
 from tests.faults.simulation.server import BAD, DEADLY, HEADLESS, words_of
@@ -21,6 +23,7 @@ OUTPUTS = f"users/{USER}/transcripts/{SESSION}"
 JSON_KEY, BAD_MANIFEST_KEY = f"{OUTPUTS}.json", f"{OUTPUTS}.error.json"
 DERIVED = tuple(f"{OUTPUTS}.{extension}" for extension in ("srt", "vtt", "txt"))
 Version = tuple[str, str]  # key and ETag
+Telling = tuple[int, int, float, dict[str, float]]  # what the event about a session transcript says of it
 
 
 @dataclass
@@ -46,9 +49,13 @@ class Oracle:
         self._outcomes: dict[Version, tuple[int, Any]] = {}  # chunk outcomes ever written: their write, and document
         self._returning = returning(plan.uploads)
         self._deleted_audio: dict[int, Version] = {}  # by number: what was its only audio
+        self._last_tries: set[Version] = set()  # what Lambda, or the queue, has given up
+        self._struck: set[Version] = set()  # what a server failed at in its last try
+        self._sessions: list[Telling] = []  # what there was to tell of each session transcript ever written
         store.watch = self._written
         for queue in queues:
             queue.on_delete = self._deleted
+            queue.on_bury = self._buried
 
     def violate(self, words: str) -> None:
         self.violations.append(words)
@@ -72,6 +79,21 @@ class Oracle:
         for (_, its), made in self._made.items():
             if its == etag:
                 made.heard[stitched] += 1
+
+    def _buried(self, letter: Letter) -> None:
+        self.given_up(letter.about)
+
+    def given_up(self, versions: Iterable[Version]) -> None:
+        """All tries but the last one came to nothing: the queue's five, or Lambda's three."""
+        self._last_tries.update(versions)
+
+    def struck(self, version: Version) -> None:
+        """A server that lives, and that nobody is about to end, took this alone and failed."""
+        self._struck.update({version} & self._last_tries)
+
+    def announced(self, event: SessionTranscribed) -> None:
+        if (event.chunks, event.failed, event.duration, event.audio_seconds) not in self._sessions:
+            self.violate("an announcement of a session transcript that nobody wrote")
 
     def _deleted(self, letter: Letter) -> None:
         self.forgotten(letter.about)
@@ -99,8 +121,13 @@ class Oracle:
         current = self._store.entries.get(key)
         if current is None or current.info.etag != etag or self._winner(index_of(key)) != version:
             return True
-        stem = f"{OUTPUTS}-{name_of(key)}"
-        return any(source_of(self._document(f"{stem}.{kind}")) == version for kind in ("json", "error.json"))
+        return self._outcome_of(version) is not None
+
+    def _outcome_of(self, version: Version) -> str | None:
+        """The key of what tells how it ended: its record counts only while it has no transcript."""
+        stem = f"{OUTPUTS}-{name_of(version[0])}"
+        found = (f"{stem}.{kind}" for kind in ("json", "error.json"))
+        return next((key for key in found if source_of(self._document(key)) == version), None)
 
     def _document(self, key: str) -> Any:
         entry = self._store.entries.get(key)
@@ -150,17 +177,26 @@ class Oracle:
         explained = {
             "media-not-recognised": made.body.startswith(BAD),
             "media-empty": not made.body,
-            "media-header-missing": made.body.startswith(HEADLESS),
+            "media-header-missing": made.body.startswith(HEADLESS) and self._has_ended(),
             "source-missing": version in self._deleted_audio.values(),
             "duplicate-chunk": len(self._same_index(version[0])) > 1,
-            "gave-up": self._plan.faults > 0 or made.body.startswith(DEADLY),
+            "gave-up": version in self._struck and (self._plan.faults > 0 or made.body.startswith(DEADLY)),
         }
         if not explained.get(record["type"], False):
             self.violate(f"a failure that nothing explains: {record['type']} of {version}")
+        transcript = self._store.entries.get(key.replace(".error.json", ".json"))
+        if transcript and source_of(json.loads(transcript.body)) == version:
+            written = transcript.info.last_modified + timedelta(seconds=1)  # at the latest: S3 tells whole seconds
+            if written <= datetime.fromisoformat(record["created_at"]):
+                self.violate(f"a record of what had its transcript: {version}")
 
         old = source_of(self._outcomes[key, before.info.etag][1]) if before else version
         if old != version and self._stays_current(old):
             self.violate(f"O3: the record at {key} is replaced by one of another version")
+
+    def _has_ended(self) -> bool:
+        """No chunk 1 is still to be waited for."""
+        return any(key == MANIFEST or index_of(key) == 1 for key, _ in self._made)
 
     def _same_index(self, key: str) -> set[str]:
         return {other for other, _ in self._made if other != MANIFEST and index_of(other) == index_of(key)}
@@ -209,6 +245,7 @@ class Oracle:
         if [chunk["index"] for chunk in chunks] != list(range(1, json.loads(manifest.body)["chunkCount"] + 1)):
             self.violate(f"O2: the session's chunks are {[chunk['index'] for chunk in chunks]}")
         texts = []
+        seconds: Counter[str] = Counter()
         for chunk in chunks:
             version = (chunk["key"], chunk["etag"])
             _, outcome = self._outcomes.get((chunk["outcome_key"], chunk["outcome_etag"]), (0, None))
@@ -219,13 +256,24 @@ class Oracle:
                 self.violate(f"O2: chunk {chunk['index']} is said to be {chunk['status']}")
             if not self._was_current(version, self._store.last_listed(PREFIX)):
                 self.violate(f"O2: chunk {chunk['index']} had other audio when its combiner looked")
-            texts.append(outcome.get("text", ""))
+            if "text" in outcome:
+                texts.append(outcome["text"])
+                seconds[outcome["route"]] += chunk["duration"]
+            elif self._had_transcript(version, self._store.last_listed(f"{OUTPUTS}-chunk-")):
+                self.violate(f"O2: chunk {chunk['index']} has failed, but had its transcript when its combiner looked")
         if document["text"] != " ".join(text for text in texts if text):
             self.violate("O4: the session does not say what its chunks say")
+        self._sessions.append((len(chunks), len(chunks) - len(texts), document["duration"], dict(seconds)))
         if any(key not in self._store.entries for key in DERIVED):
             self.violate("O2: the session is there before its subtitles")
         if before:
             self._check_no_regression(before["source"], source)
+
+    def _had_transcript(self, version: Version, write: int) -> bool:
+        """Its transcript lay there when that write was the last one."""
+        output = f"{OUTPUTS}-{name_of(version[0])}.json"
+        made = [outcome for (key, _), outcome in self._outcomes.items() if key == output and outcome[0] <= write]
+        return bool(made) and source_of(max(made, key=lambda outcome: outcome[0])[1]) == version
 
     def _check_no_regression(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         def age(manifest_etag: str) -> int:

@@ -115,7 +115,7 @@ def _objects(random: Random, chunks: int) -> list[tuple[str, bytes]]:
         random.shuffle(objects)
     manifests = [_manifest(chunks)]
     if chance() < 0.08:
-        manifests.insert(0, b"not json")
+        manifests[:0] = [b"not json", b"no JSON either"][: random.choice((1, 2))]
     if chance() < 0.08:
         manifests.insert(0, _manifest(max(1, chunks - 1)))
     place = random.choice((0, len(objects), random.randrange(len(objects) + 1)))

@@ -134,7 +134,8 @@ class Letter:
 
 
 class SimQueue:
-    """`Queue`. `dead_letters` takes what was received `max_receives` times; `on_delete` sees what is forgotten."""
+    """`Queue`. `dead_letters` takes what was received `max_receives` times; `on_delete` sees what is forgotten,
+    `on_bury` what goes to the dead letters."""
 
     def __init__(
         self,
@@ -149,6 +150,7 @@ class SimQueue:
         self.letters: dict[str, Letter] = {}
         self.buried = 0  # letters that came here because they were received too often
         self.on_delete: Callable[[Letter], None] = lambda _: None
+        self.on_bury: Callable[[Letter], None] = lambda _: None
         self._scheduler = scheduler
         self._faults = faults
         self._dead_letters = dead_letters
@@ -195,6 +197,7 @@ class SimQueue:
             if letter.receives >= self._max_receives and self._dead_letters:
                 self._dead_letters.letters[letter.id] = self.letters.pop(letter.id)
                 self._dead_letters.buried += 1
+                self.on_bury(letter)
                 letter.receives = 0
                 continue
             letter.receives += 1

@@ -1,5 +1,7 @@
 """The rules that carry the promise, each with a way to take it away (`mutants.py`)."""
 
+from batch_worker import unfinished
+from batch_worker.batch import Batch
 from batch_worker.drain import Drain
 from batch_worker.lease import Leases
 from batch_worker.letters import Letters
@@ -15,11 +17,17 @@ from shared.store import Store
 from tests.faults.simulation.mutants import (
     Mutant,
     has_deadly,
+    has_failing_rivals,
     has_rivals,
+    has_two_bad_manifests,
     has_two_failures,
+    has_two_failures_of_few,
     has_two_manifests,
     overwrites,
+    overwrites_the_complete,
+    overwrites_unseen,
     records_want_of_a_header,
+    stops_in_a_last_try,
     waits_for_chunk_1,
     works_by_queue,
 )
@@ -76,7 +84,6 @@ MUTANTS = [
         "return record.type != HEADER_MISSING or _header_etag(store, job) == record.header_etag",
         "return True",
         focus=records_want_of_a_header,
-        start=543_000,
     ),
     Mutant("a superseded job needs no more work", outcomes.find, "if source and source.etag != job.etag:", "if False:"),
     Mutant(
@@ -91,15 +98,21 @@ MUTANTS = [
         outcomes.record_failure,
         "current = read_error_record(stored.body) if stored else None",
         "stored = store.get(job.audio.error_key); current = read_error_record(stored.body) if stored else None",
-        focus=has_two_failures,
-        start=10_269_000,
+        focus=has_two_failures_of_few,
     ),
     Mutant(
         "no failure is recorded of what has its transcript",
         outcomes.record_failure,
         "if read_outcome(store, job).is_for(job):",
         "if False:",
-        equivalent="a transcript outweighs the record",
+        focus=has_rivals,
+    ),
+    Mutant(
+        "the older of two objects with one number leaves the newer one's record",
+        outcomes.record_failure,
+        "if rivals and (error.type == DUPLICATE_CHUNK or source is None or newer_rival(store, source, rivals)):",
+        "if False:",
+        focus=has_failing_rivals,
     ),
     Mutant(
         "a record's PUT is conditional",
@@ -109,6 +122,20 @@ MUTANTS = [
         focus=has_two_failures,
     ),
     # shared/combine.py
+    Mutant(
+        "of two objects with one number the newer one counts",
+        Combiner._look,
+        "max(audio[index], key=precedence)",
+        "max(audio[index], key=lambda info: info.key)",
+        focus=has_rivals,
+    ),
+    Mutant(
+        "no record is written of a manifest that was replaced",
+        Combiner._record_bad_manifest,
+        "or self._etag(session.manifest_key) != etag",
+        "",
+        focus=has_two_bad_manifests,
+    ),
     Mutant(
         "indices are compared, not counted",
         Combiner._look,
@@ -161,14 +188,14 @@ MUTANTS = [
         Combiner.combine,
         "_made_from(current, view) and not stale:",
         "_made_from(current, view):",
-        focus=overwrites,
+        focus=overwrites_the_complete,
     ),
     Mutant(
         "412 is a success only if the same view lies there",
         Combiner._put,
         "if info is None or info.metadata.get(VIEW) != metadata[VIEW]:",
         "if False:",
-        equivalent="the next round looks again; what it saves is a false announcement",
+        focus=has_two_manifests,
     ),
     Mutant(
         "a witness is looked at again",
@@ -194,7 +221,7 @@ MUTANTS = [
         Store.get_version,
         "stored is None or stored.etag != etag",
         "stored is None",
-        equivalent="the next round sees another digest than the one that was written, and writes again",
+        focus=overwrites_the_complete,
     ),
     Mutant(
         "an unreadable chunk stops the session",
@@ -283,6 +310,72 @@ MUTANTS = [
         "if False:",
         focus=waits_for_chunk_1,
     ),
+    Mutant(
+        "a stitched pass completes its session before its messages are forgotten",
+        Worker.stitch,
+        "self._complete_session(jobs[0].audio)",
+        "pass",
+    ),
+    Mutant(
+        "a manifest's event that Lambda gave up completes the session",
+        Worker._upload,
+        "self.combiner.combine(parsed.session)",
+        "pass",
+        focus=lambda plan: plan.broken,
+    ),
+    Mutant(
+        "an event that Lambda gave up stands for the audio that is there now",
+        Worker._upload,
+        "etag = info.etag if info else upload.etag",
+        "etag = upload.etag",
+        equivalent="newer audio has an event of its own, or the sweep",
+    ),
+    Mutant(
+        "nothing is received while no server lives",
+        Drain._await_server,
+        "if health.ready or health.alive:",
+        "if True:",
+        focus=lambda plan: not plan.server_up,
+    ),
+    Mutant(
+        "a message that nobody can read is parked",
+        Drain._work,
+        "self._park(message, error)",
+        "self._delete([message])",
+        guarded="tests/batch_worker/test_worker.py::"
+        "test_an_unreadable_message_is_parked_with_its_reason_and_never_cycles",
+    ),
+    Mutant(
+        "a letter that nobody can read is parked",
+        Letters._settled,
+        "return self._parked(message, error)",
+        "return True",
+        guarded="tests/batch_worker/test_worker.py::test_an_unreadable_letter_is_parked_once_however_many_workers_look",
+    ),
+    Mutant("the sweep finds what was never begun", unfinished._sorted_out, "untouched.append(info.key)", "pass"),
+    Mutant("the sweep reads what is in doubt", unfinished._sorted_out, "doubtful.append(info)", "pass"),
+    Mutant(
+        "a session's transcript settles the audio that it was made from, and no other",
+        unfinished._is_settled,
+        "and used.etag == info.etag",
+        "",
+        focus=overwrites_unseen,
+    ),
+    Mutant(
+        "what others may have queued is looked at again",
+        Batch.look_further,
+        "elif self.drain.is_empty():",
+        "elif True:",
+        guarded="tests/batch_worker/test_worker.py::test_what_another_worker_found_and_queued_is_not_queued_again",
+    ),
+    Mutant(
+        "what nobody else has done is queued then",
+        Batch.look_further,
+        "self._queue(doubtful)",
+        "pass",
+        guarded="tests/batch_worker/test_worker.py::"
+        "test_what_is_found_in_a_queue_that_is_never_empty_is_queued_all_the_same",
+    ),
     Mutant("dead letters and failures are drained", Letters.run, "while not stopping.is_set():", "while False:"),
     Mutant(
         "a letter that cannot be done gets its record",
@@ -296,14 +389,27 @@ MUTANTS = [
         "alone=final",
         "alone=False",
         focus=has_deadly,
-        start=10_046_000,
     ),
     Mutant(
         "who could not be asked blames nobody",
         Worker._was_tried,
         "answer.said not in (Said.BUSY, Said.UNTRIED)",
         "answer.said is not Said.BUSY",
-        focus=has_deadly,
+        focus=lambda plan: plan.faults >= 3,
+    ),
+    Mutant(
+        "who is told to stop blames nobody",
+        Worker._was_tried,
+        "taken and not self.stopping.is_set()",
+        "taken",
+        focus=stops_in_a_last_try,
+    ),
+    Mutant(
+        "while chunk 1 may still come, its want is not recorded",
+        Worker._transcribe,
+        "and not self._may_still_come(job, answer)",
+        "",
+        focus=waits_for_chunk_1,
     ),
     Mutant(
         "leases are renewed",
@@ -313,6 +419,12 @@ MUTANTS = [
         equivalent="a message that comes twice finds its work done, or under way; what it saves is work",
     ),
     # gpu_server
+    Mutant(
+        "who is to be alone here is",
+        Service._fly,
+        "self.readiness.take_slot(alone=alone)",
+        "self.readiness.take_slot()",
+    ),
     Mutant(
         "what is remembered is of the version that is asked for",
         RememberingStore.get_version,
@@ -324,7 +436,35 @@ MUTANTS = [
         SessionPass._is_open,
         "and _may_be(index_of(job), last)",
         "",
-        start=10_399_500,
+    ),
+    Mutant(
+        "a stitched pass completes its session",
+        Service._run_session,
+        "self._complete(session)",
+        "pass",
+        focus=lambda plan: plan.restitch and plan.faults == 0,
+    ),
+    Mutant(
+        "a job completes its session",
+        Service._run_job,
+        "betterable = self._complete(session_of(job.audio)) and",
+        "betterable = False and",
+        guarded="tests/gpu_server/test_app.py::test_the_last_chunk_completes_its_session",
+    ),
+    Mutant(
+        "a failed job completes its session",
+        Service._run_job,
+        "self._complete(session_of(job.audio))\n",
+        "pass\n",
+        equivalent="whoever asked does too; what it saves is the wait for a delayed copy",
+    ),
+    Mutant(
+        "a chunk counts as stitched when both sides were heard",
+        SessionPass._hear,
+        "alone = not _has_both_sides(chunk.index, heard, last)",
+        "alone = False",
+        guarded="tests/gpu_server/test_session_pass.py::"
+        "test_a_chunk_counts_as_stitched_only_when_both_sides_were_heard",
     ),
     Mutant(
         "what has just ended here is looked for",

@@ -40,6 +40,7 @@ from tests.faults.simulation.threads import Task
 SECONDS = 5.0  # of every chunk that can be heard
 BAD, SILENT, HEADLESS, DEADLY = b"bad", b"silent", b"headless", b"deadly"  # what audio bytes may begin with
 NOT_MEDIA = "media-not-recognised"
+IN_COMPANY = "the server is gone, and had other jobs too"
 
 RESPONSES = {
     "429": httpx.Response(429, headers={"Retry-After": "3"}),
@@ -157,13 +158,17 @@ class SimChunks:
 
 @dataclass
 class ServerWorld:
-    """The machine that the server runs on. `heard` is told of every transcription: of what, and if with neighbours."""
+    """The machine that the server runs on. `heard` is told of every transcription: of what, and if with neighbours.
+
+    `failed`: of every try that came to nothing, or whose answer may be a lie, by key and ETag.
+    """
 
     stage: Stage
     scheduler: Scheduler
     faults: Faults
     store: SimStore
     heard: Callable[[bytes, bool], None]
+    failed: Callable[[tuple[str, str]], None]
     new_combiner: Callable[[Store], Combiner]
     capacity: int
     restitch: bool
@@ -198,11 +203,12 @@ class ServerWorld:
         """A supervisor starts it anew, `seconds` later."""
         if self.process.alive:
             self.deaths += 1
+            in_flight = self.service.readiness.in_flight
             self.scheduler.kill(self.process)
             self.scheduler.at(self.scheduler.now + seconds, self.start)
             flights, self._flights = self._flights, []
             for flight in flights:
-                flight.fail(ConnectionError("the server is gone"))
+                flight.fail(ConnectionError(IN_COMPANY if in_flight > 1 else "the server is gone"))
 
     def ask(self, start: Callable[[Service], Task], limits: Limits, *, wait: bool) -> Answer:
         """One POST, from its caller's side."""
@@ -279,7 +285,10 @@ class SimClient:
             parse_audio_key(asked.key)
             return cast(Task, service.start_job(asked, route, new=new, alone=alone))
 
-        return self._world.ask(start, limits, wait=wait)
+        answer = self._world.ask(start, limits, wait=wait)
+        if answer.said in (Said.FAILED, Said.DONE) and answer.message != IN_COMPANY:
+            self._world.failed((job.key, job.etag))
+        return answer
 
     def transcribe_session(
         self, what: Sequence[Job] | str, limits: Limits, *, route: Route, wait: bool = True

@@ -1,18 +1,20 @@
 """The simulation's short version, first half; and that it is what it says it is: replayable, and full of faults."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.faults.simulation.faults import KINDS
+from tests.faults.simulation.mutants import FOUND, Mutant
+from tests.faults.simulation.oracle import Oracle
 from tests.faults.simulation.plan import draw
+from tests.faults.simulation.rules import MUTANTS
 from tests.faults.simulation.simulate import run, simulate
 
 SEEDS = range(30_000)
-FOUND = json.loads(Path(__file__).with_name("seeds.json").read_text())
+COMEBACK = Mutant("an event may be forgotten whose audio has come back", Oracle.forgotten, "and not came_back", "")
+RULES = {mutant.rule: mutant for mutant in (*MUTANTS, COMEBACK)}
 
 
 def test_no_schedule_violates_anything_and_every_kind_of_fault_fires() -> None:
@@ -24,7 +26,13 @@ def test_no_schedule_violates_anything_and_every_kind_of_fault_fires() -> None:
 
 @pytest.mark.parametrize("seed", FOUND, ids=str)
 def test_what_once_went_wrong_goes_right(seed: str) -> None:
-    assert simulate([int(seed)]).violations == {}, FOUND[seed]
+    assert simulate([int(seed)]).violations == {}, FOUND[seed]["what"]
+
+
+@pytest.mark.parametrize("seed", FOUND, ids=str)
+def test_what_once_went_wrong_still_does_without_its_rule(seed: str) -> None:
+    with RULES[FOUND[seed]["rule"]].applied():
+        assert simulate([int(seed)]).violations, FOUND[seed]["what"]
 
 
 def test_a_seed_is_the_same_schedule_in_every_process() -> None:

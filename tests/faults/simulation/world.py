@@ -84,6 +84,7 @@ class World:
             faults=self.faults,
             store=self.store,
             heard=self.oracle.heard,
+            failed=self._failed,
             new_combiner=lambda store: Combiner(store, self.publish),
             capacity=plan.capacity,
             restitch=plan.restitch,
@@ -93,7 +94,7 @@ class World:
         self._outside = Process("outside")
         self._idle: list[Environment] = []
         self._worker: Process | None = None
-        self._stop: stage.Stop | None = None
+        self._stops: dict[Process, stage.Stop] = {}
         self._invocation: dict[Process, int] = {}
 
     def run(self) -> list[str]:
@@ -114,20 +115,25 @@ class World:
             for _ in range(MAX_RUNS - 1):
                 if any(queue.letters for queue in self.queues):
                     self._run_batch()
-            if self.plan.restitch and self.oracle.is_session_behind():
+            if self._troubles and self.plan.restitch and self.oracle.is_session_behind():
                 stage.stage.sweeps = True  # no message stands for a stitched pass that was cut short
                 self._run_batch()
             if self.scheduler.stuck:
                 self.oracle.violate(f"O5: not over after {STEPS} steps")
             else:
-                self.oracle.check_end(sum(self.faults.fired.values()) + self.server.deaths)
+                self.oracle.check_end(self._troubles)
         finally:
             self.scheduler.end()
             for coroutine in stage.stage.coroutines:
                 coroutine.close()
         return self.oracle.violations + [f"unexpected: {words}" for words in stage.stage.unexpected]
 
+    @property
+    def _troubles(self) -> int:
+        return sum(self.faults.fired.values()) + self.server.deaths
+
     def publish(self, event: SessionTranscribed) -> None:
+        self.oracle.announced(event)
         fault = self.faults.strikes("publish") if self.scheduler.step() else ""
         if fault == "crash after":
             self._crash()
@@ -184,6 +190,7 @@ class World:
             if pause:
                 self.scheduler.sleep(pause)
         if self.failure_destination:
+            self.oracle.given_up([version])
             self.failures.add(json.dumps({"requestPayload": event}))
         self.pending[version] -= 1
 
@@ -236,7 +243,7 @@ class World:
         self.scheduler.spawn(self._worker, self._run_worker)
 
     def _run_worker(self) -> None:
-        self._stop = stopping = stage.Stop(25.0)
+        stopping = self._stops[self.scheduler.current.process] = stage.Stop(25.0)
         with Leases(visibility=VISIBILITY, interval=HEARTBEAT) as leases:
             worker = Worker(
                 store=self.store,
@@ -285,7 +292,7 @@ class World:
             "the server dies": self.server.die,
             "the server is away for long": lambda: self.server.die(60 + 1000 * self.random.random()),
             "spot kill": self._kill_machine,
-            "SIGTERM": lambda: self._stop and self._stop.set(),
+            "SIGTERM": self._terminate,
             "the clock jumps": lambda: self.scheduler.advance(self.random.choice((1.0, 15.0, 70.0, 1000.0))),
             "leases expire": self._expire,
         }
@@ -300,6 +307,19 @@ class World:
         if self._worker:
             self.scheduler.kill(self._worker)
         self.server.die()
+
+    def _terminate(self) -> None:
+        """The worker is told to stop; of the machines that end some are the server's too."""
+        if self._worker in self._stops:
+            self._stops[self._worker].set()
+        if self.random.random() < 0.5:
+            self.scheduler.at(self.scheduler.now + 25 * self.random.random(), self.server.die)
+
+    def _failed(self, version: tuple[str, str]) -> None:
+        """Somebody who is not about to end himself saw the server fail at it."""
+        stop = self._stops.get(self.scheduler.current.process)
+        if stop is None or not stop.is_set():
+            self.oracle.struck(version)
 
     def _expire(self) -> None:
         for queue in self.queues:
