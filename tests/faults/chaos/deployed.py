@@ -60,7 +60,6 @@ def _levers(local: LocalStack) -> Levers:
     return Levers(local.home / "levers")
 
 
-
 def _run(local: LocalStack, producer: Producer, number: int, choice: random.Random) -> Ended:
     began, emulator = time.monotonic(), local._state().emulator_pid
     session = Session("u", f"{number} deployed")
