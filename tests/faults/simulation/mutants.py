@@ -58,6 +58,10 @@ class Mutant:
             function.__code__ = before
 
 
+def deletes_audio(plan: Plan) -> bool:
+    return any(upload.deleted_after is not None for upload in plan.uploads)
+
+
 def overwrites(plan: Plan) -> bool:
     """A chunk's audio changes."""
     keys = [upload.key for upload in plan.uploads if upload.key != MANIFEST]

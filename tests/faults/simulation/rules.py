@@ -16,6 +16,7 @@ from shared.combine import Combiner
 from shared.store import Store
 from tests.faults.simulation.mutants import (
     Mutant,
+    deletes_audio,
     has_deadly,
     has_failing_rivals,
     has_rivals,
@@ -70,6 +71,13 @@ MUTANTS = [
         equivalent="the job fails, and is tried again by whoever asked for it",
     ),
     Mutant("audio is fetched by its ETag", chunk_writer.fetch, "etag=job.etag", 'etag="*"'),
+    Mutant(
+        "what is gone is said to be",
+        WRITE,
+        'raise SourceMissing(f"there is no object {job.key} in {job.bucket}")',
+        "return Written.SUPERSEDED",
+        focus=deletes_audio,
+    ),
     # shared/outcomes.py
     Mutant("done means: for this ETag", outcomes.find, "if outcome.is_for(job):", "if outcome.transcript:"),
     Mutant(
@@ -147,6 +155,20 @@ MUTANTS = [
         combine._is_current,
         "return chunk.audio is None or (source.key, source.etag) == (chunk.audio.key, chunk.audio.etag)",
         "return True",
+    ),
+    Mutant(
+        "audio that is gone leaves its outcome standing",
+        combine._is_current,
+        "chunk.audio is None or",
+        "chunk.audio is not None and",
+        focus=deletes_audio,
+    ),
+    Mutant(
+        "an outcome without audio has its place in the session",
+        Combiner._look,
+        "orphans.get(index)",
+        "None",
+        focus=deletes_audio,
     ),
     Mutant(
         "the session's PUT is conditional",
