@@ -16,6 +16,7 @@ import jiwer
 import pytest
 
 from cli.demo import NORMALIZE
+from gpu_server.__main__ import NICE
 from infra.local import processes, stack
 from tests.integration.conftest import DATA
 from tests.patience import PATIENCE_SECONDS
@@ -107,6 +108,16 @@ def test_health_answers_while_the_recognizer_works(server: Server) -> None:
             answers += health.json()["in_flight"]
     assert answers > 0
     assert work.result().status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_who_answers_comes_before_who_listens(server: Server) -> None:
+    assert server.transcribe(DATA / "hello.wav").status_code == 200
+    loop = server.process.pid
+    threads = [int(path.name) for path in Path(f"/proc/{loop}/task").iterdir()]
+    nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+    assert nice[loop] == min(nice.values())
+    assert sorted(set(nice.values())) == [nice[loop], nice[loop] + NICE]
 
 
 def test_a_prompt_and_a_language_are_taken_and_a_wrong_language_is_explained(server: Server) -> None:

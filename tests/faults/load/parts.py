@@ -13,7 +13,7 @@ SPEECH = Shape(sessions=12, capacity=8)
 HEALTH_S = 0.2
 REFUSAL_S = 1.0
 FORETOLD = 0.9  # a job may end, or begin, between the two
-GROWTH_BYTES = 512 << 20
+GROWTH_BYTES = 1 << 30  # as for three hours of audio (bench); stitched sessions in full batches take the most
 
 
 def run(*, say: Say = lambda line: None) -> Part:
