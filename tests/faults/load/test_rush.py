@@ -9,7 +9,7 @@ from tests.faults.load.rush import Shape, slow_numbers
 
 pytestmark = pytest.mark.integration
 
-SHAPE = Shape(sessions=6, chunks=20, seconds=5)
+SHAPE = Shape(sessions=6, chunks=12, seconds=4)
 FORETOLD = 0.75  # one that guesses has half; of few looks, on a busy machine
 GROWTH_BYTES = 400 << 20  # some 60 MB are usual
 
