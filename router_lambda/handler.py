@@ -134,6 +134,9 @@ def _router() -> Router:
 
 
 def _server_key(settings: RouterSettings) -> Callable[[], str | None]:
-    if settings.api_key_parameter:
-        return stored(boto3.client("ssm", config=CLIENT_CONFIG), settings.api_key_parameter)
-    return lambda: settings.server_key
+    name = settings.api_key_parameter
+    if not name:
+        return lambda: settings.server_key
+    # Made when a server is first asked: a cold start that meets none does not wait for it.
+    parameter = cache(lambda: stored(boto3.client("ssm", config=CLIENT_CONFIG), name))
+    return lambda: parameter()()

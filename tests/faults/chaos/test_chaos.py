@@ -17,7 +17,6 @@ from tests.faults.chaos.storm import SMALL
 from tests.faults.chaos.system import System, a_system
 
 SEED = 1
-
 SOME = (
     "kill -9 of the server",
     "kill -9 of the worker",
