@@ -144,15 +144,14 @@ def give_up(store: Store, combiner: Combiner, letter: DeadLetter, why: str) -> d
 
 
 def _jobs(store: Store, letter: DeadLetter) -> list[Job]:
-    """What the letter wants transcribed of this bucket, and is there."""
-    jobs = []
+    """What the letter wants transcribed of this bucket."""
+    jobs: list[Job | None] = []
     for asked in letter.letters:
         if isinstance(asked, JobMessage) and asked.bucket == store.bucket:
             jobs.append(asked.job())
         elif isinstance(asked, Upload) and asked.bucket == store.bucket and is_audio(asked.key):
-            info = store.head(asked.key)
-            jobs += [Job(bucket=store.bucket, key=info.key, etag=info.etag, size=info.size)] if info else []
-    return jobs
+            jobs.append(asked.job(store))
+    return [job for job in jobs if job]
 
 
 def _session(key: str) -> Session | None:

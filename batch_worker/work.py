@@ -183,18 +183,10 @@ class Worker:
         if isinstance(parsed, ManifestKey):
             self.combiner.combine(parsed.session)
             return Result.CHECKED
-        info = self.store.head(upload.key)
-        etag = info.etag if info else upload.etag  # of what is gone too: its session may wait for nothing else
-        if etag is None:
+        job = upload.job(self.store)  # not of what is there now: that has tries of its own
+        if job is None:
             logger.warning("nothing to transcribe: the object is gone", extra={"key": upload.key})
             return Result.SKIPPED
-        job = Job(
-            bucket=upload.bucket,
-            key=upload.key,
-            etag=etag,
-            size=info.size if info else upload.size,
-            options=upload.options,
-        )
         return self._job(job, attempts, final)
 
     def _job(self, job: Job, attempts: int, final: bool) -> Result:

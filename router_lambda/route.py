@@ -32,7 +32,7 @@ from router_lambda.decide import (
 from router_lambda.discovery import Discover
 from shared.combine import Combiner
 from shared.errors import BadEvent, PermanentError, RefusedKey, SourceMissing, TransientError
-from shared.events import NotAnUpload, Upload, parse_upload
+from shared.events import NotAnUpload, parse_upload
 from shared.jobs import Job, Reason
 from shared.keys import IgnoredKey, ManifestKey, Session, parse_key, session_of
 from shared.outcomes import record_failure, record_refusal, standing
@@ -101,7 +101,10 @@ class Router:
             return Decided(Decision.IGNORED, parsed.reason, upload.key)
         if isinstance(parsed, ManifestKey):
             return self._manifest(parsed.session, remaining)
-        return self._audio(self._job(upload), session_of(parsed), upload.force_batch, remaining)
+        job = upload.job(self.store)
+        if job is None:
+            raise SourceMissing(f"there is no object {upload.key} in {upload.bucket}")
+        return self._audio(job, session_of(parsed), upload.force_batch, remaining)
 
     def _manifest(self, session: Session, remaining: Callable[[], float]) -> Decided:
         combined = self.combiner.combine(session)
@@ -126,22 +129,6 @@ class Router:
         limits = Limits(CONNECT_SECONDS, RESTITCH_SECONDS)
         answer = servers[0].transcribe_session(session.path_in(self.store.bucket), limits, route=ROUTE, wait=False)
         return answer.said if answer.said is Said.ACCEPTED else f"{answer.said}: {answer.message}"
-
-    def _job(self, upload: Upload) -> Job:
-        etag, size = upload.etag, upload.size
-        if etag is None or size is None:
-            info = self.store.head(upload.key)
-            if info is None:
-                raise SourceMissing(f"there is no object {upload.key} in {upload.bucket}")
-            etag, size = info.etag, info.size
-        return Job(
-            bucket=upload.bucket,
-            key=upload.key,
-            etag=etag,
-            size=size,
-            version_id=upload.version_id,
-            options=upload.options,
-        )
 
     def _audio(self, job: Job, session: Session | None, force_batch: bool, remaining: Callable[[], float]) -> Decided:
         try:

@@ -10,7 +10,8 @@ from urllib.parse import unquote_plus
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import BadEvent, BadMessage
-from shared.jobs import GivenETag, JobMessage, Options, parse_job_message
+from shared.jobs import GivenETag, Job, JobMessage, Options, parse_job_message
+from shared.store import Store
 
 APP_SOURCES = ("custom.upload-service", "audio.upload")
 MAX_WRAPPINGS = 3  # a failure record of a batch of notifications is two deep
@@ -28,6 +29,27 @@ class Upload:
     version_id: str | None = None
     force_batch: bool = False
     options: Options = Options()
+
+    def job(self, store: Store) -> Job | None:
+        """Of the version that this names, whatever is there now; S3 is asked for what is not said.
+
+        None: it names no version, and the object is gone. Raises TransientError.
+        """
+        etag, size = self.etag, self.size
+        if etag is None or size is None:
+            info = store.head(self.key)
+            etag = etag or (info.etag if info else None)
+            size = info.size if info else size
+        if etag is None:
+            return None
+        return Job(
+            bucket=self.bucket,
+            key=self.key,
+            etag=etag,
+            size=size,
+            version_id=self.version_id,
+            options=self.options,
+        )
 
 
 @dataclass(frozen=True)

@@ -192,11 +192,28 @@ def test_giving_up_what_is_done_by_now_records_nothing(store: MemoryStore) -> No
     assert job.audio.error_key not in store.objects
 
 
-def test_an_event_of_the_routers_is_given_up_for_the_audio_that_is_there(store: MemoryStore) -> None:
+def test_an_event_of_the_routers_is_given_up_for_the_audio_that_it_names_also_when_that_is_gone(
+    store: MemoryStore,
+) -> None:
     job = upload(store, 1)
     gone = s3_event(f"{SESSION.audio_prefix}chunk-2.webm")
-    document = {"requestPayload": [s3_event(job.key), gone]}
+    document = {"requestPayload": [s3_event(job.key, etag=job.etag), gone]}
     letter = read(message(document))
+    failed = give_up(store, combiner(store), letter, "x")
+    assert failed == {job.key: Standing.FAILED, gone["detail"]["object"]["key"]: Standing.FAILED}
+
+
+def test_an_event_of_the_routers_is_not_given_up_for_what_has_replaced_its_audio(store: MemoryStore) -> None:
+    job = upload(store, 1)
+    letter = read(message({"requestPayload": s3_event(job.key, etag="older")}))
+    assert give_up(store, combiner(store), letter, "x") == {job.key: Standing.SUPERSEDED}
+    assert job.audio.error_key not in store.objects
+
+
+def test_an_event_that_names_no_version_is_given_up_for_the_audio_that_is_there(store: MemoryStore) -> None:
+    job = upload(store, 1)
+    gone = {"s3_bucket": store.bucket, "s3_key": f"{SESSION.audio_prefix}chunk-2.webm"}
+    letter = read(message({"requestPayload": [{"s3_bucket": store.bucket, "s3_key": job.key}, gone]}))
     assert give_up(store, combiner(store), letter, "x") == {job.key: Standing.FAILED}
 
 

@@ -53,6 +53,10 @@ class Night:
         with Leases(visibility=120, interval=30) as leases:
             return self.batch(self.drain(leases)).run()
 
+    def try_failures(self) -> None:
+        with Leases(visibility=120, interval=30) as leases:
+            self.letters(self.drain(leases))[0].run()
+
     def try_dead_letters(self) -> None:
         with Leases(visibility=120, interval=30) as leases:
             self.letters(self.drain(leases))[1].run()
@@ -246,7 +250,7 @@ def test_a_dead_letter_that_nobody_has_looked_at_is_kept(night: Night, answer: A
 def test_the_routers_failures_are_handled_like_jobs(night: Night) -> None:
     job = night.upload("chunk-1.webm")
     night.upload("metadata.json", b'{"chunkCount": 1}')
-    for event in (s3_event(job.key), s3_event(PREFIX + "metadata.json")):
+    for event in (s3_event(job.key, etag=job.etag), s3_event(PREFIX + "metadata.json")):
         night.failures.send_raw(json.dumps({"requestContext": {}, "requestPayload": event}))
     assert night.run().all_done
     assert len(night.failures.deleted) == 2
@@ -263,6 +267,16 @@ def test_a_failure_of_the_router_about_audio_that_is_gone_is_recorded_and_its_se
     assert gone.key == key
     assert standing(night.store, gone) is Standing.FAILED
     assert [event.failed for event in night.events] == [1]
+
+
+def test_a_failure_of_the_router_about_overwritten_audio_is_no_last_try_of_what_is_there_now(night: Night) -> None:
+    older, newer = night.upload("chunk-1.webm", b"older"), night.upload("chunk-1.webm", b"newer")
+    event = s3_event(older.key, etag=older.etag)
+    night.failures.send_raw(json.dumps({"requestContext": {}, "requestPayload": event}))
+    night.server.answers = [Answer(Said.FAILED, message="connection reset")]
+    night.try_failures()
+    assert night.failures.visible == []
+    assert (night.server.calls, standing(night.store, newer)) == ([], Standing.NEW)
 
 
 @pytest.mark.parametrize("body", ["not json", "[]", "{}", '{"version": 9, "job_id": "x"}', '{"s3_key": "k"}'])

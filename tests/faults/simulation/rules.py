@@ -346,11 +346,10 @@ MUTANTS = [
         focus=lambda plan: plan.broken,
     ),
     Mutant(
-        "an event that Lambda gave up stands for the audio that is there now",
+        "an event that Lambda gave up is no last try of the audio that is there now",
         Worker._upload,
-        "etag = info.etag if info else upload.etag",
-        "etag = upload.etag",
-        equivalent="newer audio has an event of its own, or the sweep",
+        "upload.job(self.store)",
+        "Upload(upload.bucket, upload.key).job(self.store)",
     ),
     Mutant(
         "nothing is received while no server lives",
